@@ -125,7 +125,7 @@ def test_a_branch_that_is_worth_little_goes_as_a_whole() -> None:
         model[2].mlp[2].weight *= 1e-4
     batches = [torch.randn(64, 8) for _ in range(3)]
     expected = model(batches[0])
-    report = secateur.slim(model, budget={"parameters": 0.75}, calibration=batches)
+    report = secateur.slim(model, budget={"parameters": 0.69}, calibration=batches)
     assert report.branches == ("2.mlp",)
     assert report.budget is not None
     assert report.weights == count(model) == report.budget.measured

@@ -1,5 +1,6 @@
 """Gradients of masks of units and of outputs, compared with masks that are really multiplied."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -224,3 +225,17 @@ def test_what_the_loss_ignores_has_gradients_of_zero() -> None:
     assert not found.units[ignored.name].any()
     assert found.units[ignored.name].shape[1] == 5
     assert found.importance["two.2"].tolist() == [0.0, 0.0]
+
+
+def test_the_graphs_of_earlier_batches_are_freed() -> None:
+    """Without the garbage collector, which does not know how large tensors are."""
+    model, groups, given = find_groups(next(iter(CASES)))
+    measure(model, groups, given, mean_loss)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+        measure(model, groups, given, mean_loss)
+        assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) <= before
+    finally:
+        gc.enable()

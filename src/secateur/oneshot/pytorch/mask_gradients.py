@@ -171,10 +171,11 @@ class _Meter:
         if not inputs.requires_grad:
             inputs = inputs.detach().requires_grad_()
         watched = inputs.view_as(inputs)
-        values, version = watched.detach(), get_version(watched)
+        values = watched.detach()  # with the same version; a hook that refers to its own tensor keeps the graph alive
+        version = get_version(values)
 
         def add(gradient: torch.Tensor) -> None:
-            if get_version(watched) != version:
+            if get_version(values) != version:
                 raise CalibrationError(
                     f"layer {name!r}: its inputs must stay as they are until gradients are computed, and the model "
                     f"changes them in place. Set inplace=False in the modules that follow it."

@@ -55,6 +55,10 @@ ChooseCounts = Callable[[Mapping[str, RemovalPath]], Mapping[str, int]]
 """Chooses group → number of units to remove, given group → its units in the order of their removal, with losses."""
 
 
+IMPORTANCE_BATCHES = 8
+"""Number of batches, evenly spaced, that suffice to say how much the loss depends on each output of a layer."""
+
+
 class UnitRun(RecordedRun):
     """A pruning run in which a solver removes units with slices in several layers, such as channels or heads.
 
@@ -134,7 +138,8 @@ class UnitRun(RecordedRun):
         if needs != "gradients" and not (with_importance and needs != "nothing"):
             return LossGradients()
         device = self.storage.default_device
-        data = self.given, self.originals
+        step = 1 if needs == "gradients" else max(1, len(self.given) // IMPORTANCE_BATCHES)
+        data = self.given[::step], self.originals
         gradients = measure_gradients(self.model, self.groups, data, self.recipe.loss, device)
         if needs == "gradients" and (
             missing := [group.name for group in self.groups if group.name not in gradients.units]
