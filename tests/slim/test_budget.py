@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import secateur
 from secateur.errors import ConfigError, UnknownNameError
 from secateur.graph import Graph, Group, trace
 from secateur.patterns.rounding import KeepRule
@@ -227,3 +228,10 @@ def test_an_unreachable_number_of_parameters_names_groups_that_stay() -> None:
         match=r"at least 227 parameters, 69.0% .* as 1 group may keep. Groups that keep all units: .*'2', '4'",
     ):
         fit_budget(curves, costs, SlimBudget(quantity="parameters", value=0.3))
+
+
+def test_units_with_a_size_in_the_code_do_not_count_as_removed(caplog: pytest.LogCaptureFixture) -> None:
+    model, inputs = ZOO["MultiQuery"].create(), ZOO["MultiQuery"].inputs
+    with pytest.raises(ConfigError, match=r"the model needs at least 390 parameters, 100\.0% of the dense model's"):
+        secateur.slim(model, calibration=[inputs], example_inputs=inputs, budget={"parameters": 0.7})
+    assert "Group 'v' keeps all units: the code of the model itself passes 3 to aten.view" in caplog.text

@@ -19,6 +19,7 @@ from secateur.slimming.pytorch.costs import ByteCost, CostModel, FlopCost, Param
 from secateur.slimming.pytorch.costs.flops import FORMULAS, count_flops
 from secateur.slimming.pytorch.depth import find_branches
 from secateur.slimming.pytorch.example_run import ExampleRun
+from secateur.slimming.pytorch.slim_copy import find_fixed_groups
 from zoo import TOKENS, ZOO
 
 FAMILIES = {"llama": TOKENS, "bert": TOKENS, "gpt2": TOKENS}
@@ -122,6 +123,23 @@ def test_a_group_that_is_no_branch_keeps_units() -> None:
 def test_attention_is_counted_as_if_written_out(name: str) -> None:
     flops = [count_flops(ZOO[kind].create(), ZOO[kind].inputs) for kind in (name, f"{name}Eager")]
     assert flops[0] == flops[1]
+
+
+def test_parameters_that_are_passed_to_modules() -> None:
+    model, inputs = create("Speech")
+    assert count_flops(model, inputs) == count_operations(model.requires_grad_(False), inputs)
+    model.head.requires_grad_(True)
+    count_flops(model, inputs)
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == ["head.weight", "head.bias"]
+
+
+@pytest.mark.parametrize(("name", "fixed"), [("Speech", ["query"]), ("MultiQuery", ["v"]), ("GroupedQuery", [])])
+def test_groups_with_a_size_in_the_code_are_fixed(name: str, fixed: list[str]) -> None:
+    model, inputs = create(name)
+    graph = trace(model, inputs)
+    reasons = find_fixed_groups(model, graph, choose_widths(graph, 0.5), inputs)
+    assert [graph.groups[number].name for number in reasons] == fixed
+    assert all("passes" in reason for reason in reasons.values())
 
 
 def test_the_model_is_unchanged_by_measurements() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,10 +20,13 @@ from secateur.slimming.pytorch.costs import CostModel, create_cost_model
 from secateur.slimming.pytorch.depth import find_branches
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.loss_curves import sample_path
+from secateur.slimming.pytorch.slim_copy import find_fixed_groups
 from secateur.slimming.pytorch.uniform_widths import UniformWidths
 from secateur.solvers.unit_problem import RemovalPath
 
 __all__ = ["BudgetChoice"]
+
+logger = logging.getLogger(__name__)
 
 
 class BudgetChoice:
@@ -59,6 +63,7 @@ class BudgetChoice:
     def choose_counts(self, paths: Mapping[str, RemovalPath]) -> dict[str, int]:
         """Return group → number of units to remove; see `UnitRun`."""
         curves = {number: sample_path(paths[name], rule) for name, (number, rule) in self._groups.items()}
+        self._drop_fixed(curves)
         if not self._is_uniform:
             branches = find_branches(self._model, self._graph, ExampleRun(self._model, self._example_inputs))
             for name, (number, _) in self._groups.items():
@@ -66,6 +71,14 @@ class BudgetChoice:
                     curves[number].append((0, float(paths[name].losses[-1])))
         self.fitted = self._fit(curves)
         return {name: rule.units - self.fitted.kept[number] for name, (number, rule) in self._groups.items()}
+
+    def _drop_fixed(self, curves: dict[int, list[tuple[int, float]]]) -> None:
+        """Leave only the dense width of groups whose size is a number in the code of a module, with a warning."""
+        lowest = {number: curve[-1][0] for number, curve in curves.items()}
+        fixed = find_fixed_groups(self._model, self._graph, lowest, self._example_inputs)
+        for number, reason in fixed.items():
+            curves[number] = curves[number][:1]
+            logger.warning("Group %r keeps all units: %s.", self._graph.groups[number].name, reason)
 
     def _fit(self, curves: Mapping[int, LossCurve]) -> FittedBudget:
         costs = self._create_costs(curves)

@@ -12,12 +12,13 @@ from torch import nn
 
 from secateur.errors import ConfigError
 from secateur.graph import Graph, Group, Role
+from secateur.slimming.pytorch.code_sizes import UnresolvedSizeError
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.surgery import Surgery
 from secateur.slimming.pytorch.tensors import list_tensors, locate_removed
 from secateur.slimming.removal import Flags, Removal
 
-__all__ = ["SlimCopy", "make_slim_copy"]
+__all__ = ["SlimCopy", "find_fixed_groups", "make_slim_copy"]
 
 
 class SlimCopy(NamedTuple):
@@ -56,6 +57,34 @@ def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], exam
         if row.kept_units > expected and not (expected == 0 and _is_unread(graph.groups[number], copied, modules)):
             raise ConfigError(f"group {row.name!r} cannot keep {expected} of {row.units} units, but {row.kept_units}")
     return SlimCopy(copied, modules)
+
+
+def find_fixed_groups(model: nn.Module, graph: Graph, lowest: Mapping[int, int], example_inputs: Any) -> dict[int, str]:
+    """Find groups whose units cannot go, because the code of a module contains their number.
+
+    A copy of the model is only made if numbers in the code follow one of the groups.
+
+    Args:
+        model: The dense model, without wrappers.
+        graph: The dependencies between its parameters.
+        lowest: Number of a group → its smallest width.
+        example_inputs: Typical inputs of the model.
+
+    Returns:
+        Number of a group → why.
+    """
+    fixed: dict[int, str] = {}
+    numbers = {number for use in graph.sizes for number in use.groups.tolist()}
+    while kept := {number: lowest[number] for number in lowest if number in numbers and number not in fixed}:
+        try:
+            make_slim_copy(model, graph, kept, example_inputs)
+        except UnresolvedSizeError as error:
+            if not error.groups:
+                raise
+            fixed |= dict.fromkeys(error.groups, str(error))
+        else:
+            break
+    return fixed
 
 
 def _is_unread(group: Group, model: nn.Module, modules: Mapping[str, nn.Module]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import mean
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ def count_flops(model: nn.Module, example_inputs: Any) -> int:
         >>> count_flops(nn.Linear(4, 8), torch.ones(3, 4))
         192
     """
-    return _count_by_module(ExampleRun(model, example_inputs))[""]
+    return _count_by_module(model, example_inputs)[""]
 
 
 class _ModuleFlops(NamedTuple):
@@ -87,7 +88,7 @@ class FlopCost(CostModel):
 
     def __init__(self, model: nn.Module, graph: Graph, example_inputs: Any) -> None:
         self.graph, self._model, self._inputs = graph, model, example_inputs
-        counts = _count_by_module(ExampleRun(model, example_inputs))
+        counts = _count_by_module(model, example_inputs)
         self.dense = float(counts[""])
         self._modules = tuple(_describe_modules(model, graph, counts))
 
@@ -103,13 +104,27 @@ class FlopCost(CostModel):
         return float(count_flops(slimmed.model, self._inputs))
 
 
-def _count_by_module(example: ExampleRun) -> dict[str, int]:
+def _count_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
     """Return name of a module → its operations, with those of the modules inside it."""
+    example = ExampleRun(model, example_inputs)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    with counter:
+    with _freeze(model), counter:
         example.run()
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items() if name != "Global"}
     return {name.partition(".")[2]: count for name, count in by_module.items()} | {"": counter.get_total_flops()}
+
+
+@contextmanager
+def _freeze(model: nn.Module) -> Iterator[None]:
+    """Freeze all parameters, because the counter expects gradients of those that are passed to modules."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    try:
+        for weight in weights:
+            weight.requires_grad_(False)
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _describe_modules(model: nn.Module, graph: Graph, counts: Mapping[str, int]) -> Iterator[_ModuleFlops]:
