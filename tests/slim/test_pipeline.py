@@ -118,7 +118,7 @@ class Residual(nn.Module):
         return x + self.mlp(x)
 
 
-def test_a_branch_that_is_worth_little_goes_as_a_whole() -> None:
+def test_a_block_that_is_worth_little_goes_as_a_whole(caplog: pytest.LogCaptureFixture) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), Residual(), Residual(), Residual(), nn.Linear(16, 4)).eval()
     with torch.no_grad():
@@ -126,7 +126,8 @@ def test_a_branch_that_is_worth_little_goes_as_a_whole() -> None:
     batches = [torch.randn(64, 8) for _ in range(3)]
     expected = model(batches[0])
     report = secateur.slim(model, budget={"parameters": 0.69}, calibration=batches)
-    assert report.branches == ("2.mlp",)
+    assert (report.branches, report.blocks) == ((), ("2",))
+    assert not caplog.records  # the budget says so
     assert report.budget is not None
     assert report.weights == count(model) == report.budget.measured
     assert torch.allclose(model(batches[0]), expected, atol=1e-2)

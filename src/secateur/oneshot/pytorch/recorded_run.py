@@ -81,9 +81,13 @@ class RecordedRun(ABC):
                 raise explained from error
             record.close(finished=not self.execution.keep_parts)
             report = self._build_report(outcome, time.perf_counter() - start)
-            report.warn_of_magnitude()
-            report.warn_of_nearly_empty_layers()
+            self._warn(report)
             return report
+
+    def _warn(self, report: CalibratedReport) -> None:
+        """Warn of what may be other than the user expects."""
+        report.warn_of_magnitude()
+        report.warn_of_nearly_empty_layers()
 
     @abstractmethod
     def _prune(self, record: RunRecord) -> Outcome:

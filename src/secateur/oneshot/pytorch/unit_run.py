@@ -129,6 +129,12 @@ class UnitRun(RecordedRun):
         refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
         return outcome
 
+    def _warn(self, report: CalibratedReport) -> None:
+        """Warn, but not of layers that are empty because the counts say so."""
+        report.warn_of_magnitude()
+        if self.choose_counts is None:
+            report.warn_of_nearly_empty_layers()
+
     def _sort_groups(self) -> None:
         self.groups = sort_by_execution(self.model, self.groups, self.batches[0], self.storage.default_device)
 
