@@ -127,7 +127,7 @@ def test_a_block_that_is_worth_little_goes_as_a_whole(caplog: pytest.LogCaptureF
     expected = model(batches[0])
     report = secateur.slim(model, budget={"parameters": 0.69}, calibration=batches)
     assert (report.branches, report.blocks) == ((), ("2",))
-    assert not caplog.records  # the budget says so
+    assert not [entry for entry in caplog.records if entry.name.startswith("secateur")]  # the budget says so
     assert report.budget is not None
     assert report.weights == count(model) == report.budget.measured
     assert torch.allclose(model(batches[0]), expected, atol=1e-2)
