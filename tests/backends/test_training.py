@@ -304,7 +304,12 @@ def test_nothing_is_compiled_again_when_masks_change() -> None:
 def test_torch_compiles_the_first_steps_only() -> None:
     import torch
 
-    model = compiled({**CONFIG, "pruning_frequency": 1, "end_step": 15}, jit_compile=True)
+    # Few variables and a simple optimizer, because tracing a step takes a second for each.
+    layers = [keras.layers.Dense(16, use_bias=False, name=name) for name in "abc"]
+    small = keras.Sequential([keras.Input((4, 4, 4)), keras.layers.Flatten(), *layers])
+    inner = keras.optimizers.SGD(0.1, momentum=0.9)
+    config = {**CONFIG, "pruning_frequency": 1, "end_step": 15}
+    model = compiled(config, model=small, inner=inner, jit_compile=True)
     fit(model, 1)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs > 0
