@@ -26,9 +26,9 @@ help: ## show this list
 demo: .venv/.demo-stamp ## install what the demo needs, and run it
 	$(BIN)/secateur demo
 
-# Everything runs at once, the longest first but for the style, with a process more than JOBS beside those of the main tests: then no
-# processor waits for the last test of a process, for a disk, or for another process. A make that knows --output-sync
-# prints each log as a whole; that of the main tests is printed as it grows.
+# Everything runs at once, the longest first but for the style: JOBS processes of the main tests and as many others, so
+# that no processor waits for the last test of a process, for a disk, or for another process. A make that can prints each
+# log as a whole; that of the main tests is printed as it grows.
 test: .venv/.dev-stamp ## everything that CI runs
 	@$(BIN)/python -m compileall -q src # once, also where Python may not write bytecode, and not in each process of a test
 	$(MAKE) --no-print-directory --jobs $$(($(JOBS) + 1)) $(OUTPUT_SYNC) test-main style $(BACKENDS:%=test-%) types docs
