@@ -38,12 +38,17 @@ def prune(
     target_sparsity: TargetSparsity = None,
     solver: Annotated[
         str,
-        typer.Option(help="Solver: magnitude, wanda, ria, sparsegpt or alps.", autocompletion=complete_names(SOLVERS)),
+        typer.Option(
+            help="Solver: magnitude, wanda, ria, sparsegpt or alps. "
+            "For channels and heads: magnitude, wanda, osscar, ziplm, fisher or taylor.",
+            autocompletion=complete_names(SOLVERS),
+        ),
     ] = "magnitude",
     refine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Refiner of the kept weights: dsnot, pcg, block or distill. Can be repeated.",
+            help="Refiner of the kept weights: dsnot, pcg, block or distill. For channels and heads: ridge, bias, "
+            "block or distill. Can be repeated.",
             autocompletion=complete_names(REFINERS),
         ),
     ] = None,
