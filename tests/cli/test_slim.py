@@ -406,7 +406,8 @@ def test_text_that_is_too_short_is_an_error(llama: nn.Module, kind: str, folder:
 # Calibration data and budgets
 
 
-def test_a_budget_with_calibration_data(llama: Any) -> None:
+@pytest.mark.usefixtures("llama")
+def test_a_budget_with_calibration_data() -> None:
     given = ("--budget", "parameters=0.9", "--sequences", "4", "--length", "24")
     result = run("slim", "llama", *given, "--out", "out", "--json")
     assert result.exit_code == 0, result.stderr
@@ -426,12 +427,14 @@ def test_a_target_with_a_solver_and_uniform_widths(llama: Any) -> None:
     assert report["config"] == {"intermediate_size": llama.config.intermediate_size // 2}
 
 
-def test_a_budget_for_code_and_a_file_of_inputs(net: nn.Sequential) -> None:
+@pytest.mark.usefixtures("net")
+def test_a_budget_for_code_and_a_file_of_inputs() -> None:
     result = run("slim", *CODE_MODEL, "--budget", "flops=0.7", "--out", "out")
     assert result.exit_code == 0, result.stderr
     assert "Budget: flops at 70.0% of the dense model's" in result.stdout
 
 
+@pytest.mark.usefixtures("net")
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -442,7 +445,7 @@ def test_a_budget_for_code_and_a_file_of_inputs(net: nn.Sequential) -> None:
         ((*CHANNELS, "--sequences", "4"), "--sequences is for calibration data"),
     ],
 )
-def test_options_of_budgets_without_effect(net: nn.Sequential, given: tuple[str, ...], text: str) -> None:
+def test_options_of_budgets_without_effect(given: tuple[str, ...], text: str) -> None:
     result = run("slim", *CODE_MODEL, *given, "--out", "out")
     assert result.exit_code == 1
     assert text in " ".join(result.stderr.split())

@@ -14,9 +14,9 @@ from secateur.errors import ConfigError, UnknownNameError
 from secateur.graph import Graph, Group, trace
 from secateur.patterns.rounding import KeepRule
 from secateur.slimming.budget import SlimBudget
-from secateur.slimming.pytorch.budget_fitting import FittedBudget, fit_budget
+from secateur.slimming.pytorch.budgets.budget_fitting import FittedBudget, fit_budget
+from secateur.slimming.pytorch.budgets.loss_curves import sample_path
 from secateur.slimming.pytorch.costs import ByteCost, CostModel, ParameterCost
-from secateur.slimming.pytorch.loss_curves import sample_path
 from secateur.solvers.unit_problem import RemovalPath
 from zoo import ZOO
 

@@ -17,9 +17,9 @@ from secateur.errors import ConfigError
 from secateur.graph import Graph, trace
 from secateur.slimming.pytorch.costs import ByteCost, CostModel, FlopCost, ParameterCost
 from secateur.slimming.pytorch.costs.flops import FORMULAS, count_flops
-from secateur.slimming.pytorch.depth import find_branches
+from secateur.slimming.pytorch.costs.slim_copy import find_fixed_groups
+from secateur.slimming.pytorch.depth.depth_plan import find_branches
 from secateur.slimming.pytorch.example_run import ExampleRun
-from secateur.slimming.pytorch.slim_copy import find_fixed_groups
 from zoo import TOKENS, ZOO
 
 FAMILIES = {"llama": TOKENS, "bert": TOKENS, "gpt2": TOKENS}

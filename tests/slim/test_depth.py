@@ -19,7 +19,7 @@ from secateur.artifact.manifest import Manifest
 from secateur.artifact.saving import save_over
 from secateur.errors import ArtifactError, LayerError
 from secateur.graph import Graph, Role, trace
-from secateur.slimming.pytorch.depth import find_blocks, find_branches
+from secateur.slimming.pytorch.depth.depth_plan import find_blocks, find_branches
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.surgery import Surgery
 from slim.test_surgery import everything

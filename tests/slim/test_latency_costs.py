@@ -10,7 +10,7 @@ from torch import nn
 from secateur.errors import ConfigError
 from secateur.graph import Graph, trace
 from secateur.slimming.budget import SlimBudget
-from secateur.slimming.pytorch.budget_fitting import fit_budget
+from secateur.slimming.pytorch.budgets.budget_fitting import fit_budget
 from secateur.slimming.pytorch.costs import LatencyCost
 from secateur.slimming.pytorch.costs.latency_batches import find_layers, form_batches
 from secateur.slimming.pytorch.costs.latency_widths import make_ascending

@@ -21,8 +21,8 @@ from secateur.planning.pytorch import plan
 from secateur.results import PruningReport
 from secateur.slimming.budget_config import make_budget_config
 from secateur.slimming.prune_request import PruneRequest
-from secateur.slimming.pytorch.budget_choice import BudgetChoice
-from secateur.slimming.pytorch.budget_fitting import FittedBudget
+from secateur.slimming.pytorch.budgets.budget_choice import BudgetChoice
+from secateur.slimming.pytorch.budgets.budget_fitting import FittedBudget
 from secateur.slimming.pytorch.checks import refuse_model, refuse_wrappers
 from secateur.slimming.pytorch.optimizer_state import list_optimizers
 from secateur.slimming.pytorch.zero_units import remove_units

@@ -17,7 +17,7 @@ from secateur.graph import Graph
 from secateur.slimming.pytorch.code_sizes import SizeSearch, UnresolvedSizeError
 from secateur.slimming.pytorch.configuration import update_configs
 from secateur.slimming.pytorch.cutting import cut_tensors, refuse_hooks, refuse_shared_memory, update_layers
-from secateur.slimming.pytorch.depth import DepthPlan, plan_depth
+from secateur.slimming.pytorch.depth.depth_plan import DepthPlan, plan_depth
 from secateur.slimming.pytorch.descriptions import update_descriptions
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from secateur.graph import Graph
 from secateur.slimming.pytorch.costs.base import CostModel, check_widths
+from secateur.slimming.pytorch.costs.slim_copy import make_slim_copy
 from secateur.slimming.pytorch.costs.weight_shapes import TensorShape, read_shapes
 from secateur.slimming.pytorch.example_run import ExampleRun
-from secateur.slimming.pytorch.slim_copy import make_slim_copy
 
 __all__ = ["FlopCost", "count_flops"]
 

@@ -13,7 +13,7 @@ from secateur.runtime.pytorch.timing import Clock
 from secateur.slimming.pytorch.costs.base import CostModel, check_widths
 from secateur.slimming.pytorch.costs.latency_profile import measure_profile
 from secateur.slimming.pytorch.costs.paired_timing import PairedTimer
-from secateur.slimming.pytorch.slim_copy import SlimCopy, make_slim_copy
+from secateur.slimming.pytorch.costs.slim_copy import SlimCopy, make_slim_copy
 
 __all__ = ["LatencyCost"]
 

@@ -16,7 +16,7 @@ from secateur.runtime.pytorch.interleaved_timing import ModuleTimer
 from secateur.slimming.pytorch.costs.latency_batches import find_layers, form_batches
 from secateur.slimming.pytorch.costs.latency_widths import ProfileStep, WidthTimes, describe_batch
 from secateur.slimming.pytorch.costs.paired_timing import PairedTimer
-from secateur.slimming.pytorch.slim_copy import SlimCopy
+from secateur.slimming.pytorch.costs.slim_copy import SlimCopy
 
 __all__ = ["LatencyProfile", "measure_profile"]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from secateur.graph import Graph
 from secateur.slimming.pytorch.costs.base import CostModel, check_widths
+from secateur.slimming.pytorch.costs.slim_copy import make_slim_copy
 from secateur.slimming.pytorch.costs.weight_shapes import TensorShape, read_shapes
-from secateur.slimming.pytorch.slim_copy import make_slim_copy
 
 __all__ = ["ByteCost", "ParameterCost"]
 

@@ -10,8 +10,8 @@ from torch import nn
 from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference
 from secateur._resizing.pytorch import BranchLayout
 from secateur.errors import CalibrationError
-from secateur.slimming.pytorch.branch_search import Branch, replace_branches
-from secateur.slimming.pytorch.constant_outputs import observe_outputs
+from secateur.slimming.pytorch.depth.branch_search import Branch, replace_branches
+from secateur.slimming.pytorch.depth.constant_outputs import observe_outputs
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 

@@ -10,8 +10,8 @@ from secateur._wording import format_count, format_list
 from secateur.allocations.knapsack import LossCurve
 from secateur.errors import ConfigError
 from secateur.slimming.budget import BudgetResult, SlimBudget
+from secateur.slimming.pytorch.budgets.width_choice import WidthChooser
 from secateur.slimming.pytorch.costs.base import CostModel
-from secateur.slimming.pytorch.width_choice import WidthChooser
 
 __all__ = ["FittedBudget", "fit_budget"]
 

@@ -21,15 +21,15 @@ from secateur._resizing.pytorch import BranchLayout, list_children
 from secateur._wording import format_list
 from secateur.errors import CalibrationError
 from secateur.graph import Graph, Member
-from secateur.slimming.pytorch.block_search import (
+from secateur.slimming.pytorch.depth.block_search import (
     BlockCut,
     configure_cut,
     find_identities,
     find_pretrained,
     remove_blocks,
 )
-from secateur.slimming.pytorch.branch_search import Branch, BranchSearch, replace_branches
-from secateur.slimming.pytorch.dead_modules import find_dead_modules
+from secateur.slimming.pytorch.depth.branch_search import Branch, BranchSearch, replace_branches
+from secateur.slimming.pytorch.depth.dead_modules import find_dead_modules
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.tensors import list_tensors

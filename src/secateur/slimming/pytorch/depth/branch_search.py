@@ -14,11 +14,11 @@ from secateur._resizing.pytorch import BranchLayout, replace_modules
 from secateur.errors import CalibrationError
 from secateur.frameworks.pytorch import is_transformers_conv1d
 from secateur.graph import Graph, Member, Role
-from secateur.slimming.pytorch.constant_outputs import ObservedOutput, observe_outputs
+from secateur.slimming.pytorch.depth.constant_outputs import ObservedOutput, observe_outputs
+from secateur.slimming.pytorch.depth.zero_weights import zero_consumers
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.tensors import list_tensors
-from secateur.slimming.pytorch.zero_weights import zero_consumers
 
 __all__ = ["Branch", "BranchSearch", "replace_branches"]
 

@@ -15,13 +15,13 @@ from secateur.patterns.coupled import GroupPattern
 from secateur.patterns.rounding import KeepRule
 from secateur.planning.planner import Plan
 from secateur.slimming.budget import SlimBudget
-from secateur.slimming.pytorch.budget_fitting import FittedBudget, fit_budget
+from secateur.slimming.pytorch.budgets.budget_fitting import FittedBudget, fit_budget
+from secateur.slimming.pytorch.budgets.loss_curves import sample_path
+from secateur.slimming.pytorch.budgets.uniform_widths import UniformWidths
 from secateur.slimming.pytorch.costs import CostModel, create_cost_model
-from secateur.slimming.pytorch.depth import find_branches
+from secateur.slimming.pytorch.costs.slim_copy import find_fixed_groups
+from secateur.slimming.pytorch.depth.depth_plan import find_branches
 from secateur.slimming.pytorch.example_run import ExampleRun
-from secateur.slimming.pytorch.loss_curves import sample_path
-from secateur.slimming.pytorch.slim_copy import find_fixed_groups
-from secateur.slimming.pytorch.uniform_widths import UniformWidths
 from secateur.solvers.unit_problem import RemovalPath
 
 __all__ = ["BudgetChoice"]

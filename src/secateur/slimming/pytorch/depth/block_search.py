@@ -12,8 +12,8 @@ from torch import nn
 from secateur._huggingface.pytorch import is_pretrained
 from secateur._resizing.pytorch import drop_blocks, list_children, record_blocks
 from secateur.slimming.pytorch.configuration import list_configs
-from secateur.slimming.pytorch.constant_outputs import disturb_inputs
-from secateur.slimming.pytorch.depth_configuration import find_depth_fields, list_differences
+from secateur.slimming.pytorch.depth.constant_outputs import disturb_inputs
+from secateur.slimming.pytorch.depth.depth_configuration import find_depth_fields, list_differences
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 
