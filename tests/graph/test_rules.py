@@ -34,6 +34,7 @@ OPERATIONS: dict[str, tuple[Operation, list[int]]] = {
     "slice with a step": (lambda x: x[:, ::2], []),
     "select a position": (lambda x: x[:, :, 1, None], [8]),
     "select a channel": (lambda x: x[:, 3:4].expand(-1, 8, -1, -1), [1]),
+    "scale by a channel": (lambda x: x * x[:, 4:5], [7]),
     "unbind": (lambda x: torch.stack(x.unbind(2), 2), [8]),
     "unbind channels": (lambda x: torch.stack(x.unbind(1), 1), []),
     "split": (lambda x: sum(x.split(4, 1)), [4]),

@@ -120,7 +120,7 @@ class Tracer:
         return self._labels.get(value, ())
 
     def set_labels(self, value: Value, labels: Iterable[Labels]) -> None:
-        """Set the labels of a tensor. Arrays that depend on no axis are left out."""
+        """Set the labels of a tensor. Arrays that depend on no axis are left out, and a label in them must stay."""
         kept = []
         for array in labels:
             assert array.ndim == len(value.shape), (array.shape, value.shape)
@@ -133,6 +133,8 @@ class Tracer:
                 kept.append(array)
                 if is_rectangle:
                     self.rectangles.append(array)
+            elif array.size == 1:
+                self.pin(array, "uses one of them alone")
         self._labels[value] = tuple(kept)
 
     def unite(self, first: Labels, second: Labels) -> None:

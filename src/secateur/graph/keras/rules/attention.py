@@ -130,8 +130,8 @@ def _attend(
 
 @register_rule("keras.ops.dot_product_attention")
 def follow_attention_operation(tracer: Tracer, call: Call) -> None:
-    """Follow attention over tensors of shape (batch, positions, heads, channels)."""
-    query, key, value = call["query"], call["key"], call["value"]
+    """Follow attention over tensors of shape (batch, positions, heads, channels). Keras has one size for channels."""
+    query, key, value = (_fix_channels(tracer, call[name]) for name in ("query", "key", "value"))
     repeats = query.shape[2] // key.shape[2]
     key, value = (_repeat_heads(tracer, item, repeats) for item in (key, value))
     masks = [item for item in (call.get("mask"), call.get("bias")) if isinstance(item, Value)]
@@ -140,6 +140,14 @@ def follow_attention_operation(tracer: Tracer, call: Call) -> None:
         return
     combined, _ = _attend(tracer, (query, key, value), (1,), masks[0] if masks else None)
     tracer.set_labels(call.output, tracer.get_labels(combined))
+
+
+def _fix_channels(tracer: Tracer, value: Value) -> Value:
+    """Return a tensor whose labels do not depend on its last axis, so that only whole heads are units."""
+    fixed, last = Value(value.shape), len(value.shape) - 1
+    reason = "has one size for the channels of queries, keys and values"
+    tracer.set_labels(fixed, [tracer.fix_axes(array, [last], reason) for array in tracer.get_labels(value)])
+    return fixed
 
 
 @register_layer_rule("Attention", weights=("scale",))

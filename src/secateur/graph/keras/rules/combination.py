@@ -28,9 +28,6 @@ def follow_concatenate(tracer: Tracer, call: Call) -> None:
 @register_rule("keras.ops.concatenate")
 def follow_concatenate_operation(tracer: Tracer, call: Call) -> None:
     """As the layer."""
-    if call["operation"].axis is None:
-        tracer.stop("flattens its inputs")
-        return
     axis = call["operation"].axis % len(call.output.shape)
     tracer.set_labels(call.output, join(tracer, call["xs"], axis))
 
@@ -40,7 +37,7 @@ def follow_stack(tracer: Tracer, call: Call) -> None:
     """Unite the labels of all tensors along the axes that they have."""
     rank, axis = len(call.output.shape), call["operation"].axis % len(call.output.shape)
     others = [place for place in range(rank) if place != axis]
-    operands = [Operand.from_value(tracer, value, others, rank) for value in call["xs"]]
+    operands = [Operand.from_value(tracer, value, others, rank) for value in call["x"]]
     tracer.set_labels(call.output, align(tracer, operands))
 
 
@@ -174,6 +171,7 @@ def follow_roll(tracer: Tracer, call: Call) -> None:
 def follow_pad(tracer: Tracer, call: Call) -> None:
     """Add indices without labels, before and after those of an axis."""
     widths, is_constant = call["operation"].pad_width, call["operation"].mode == "constant"
+    widths = [*widths] * len(call["x"].shape) if len(widths) == 1 else widths
     labels = []
     for array in tracer.get_labels(call["x"]):
         for axis, width in enumerate(widths):

@@ -63,6 +63,10 @@ def follow_projection(
 def follow_matmul(tracer: Tracer, call: Call) -> None:
     """Follow a product of matrices. Batch axes of products of activations are attention heads."""
     first, second = call["x1"], call["x2"]
+    tensors = [factor for factor in (first, second) if isinstance(factor, Value) and factor.shape]
+    if len(tensors) == 1:  # the other is a number
+        tracer.set_labels(call.output, tracer.get_labels(tensors[0]))
+        return
     if call.operation == "keras.ops.dot" and max(len(first.shape), len(second.shape)) > 2:
         tracer.stop("has no rule for tensors with more than two axes")
         return

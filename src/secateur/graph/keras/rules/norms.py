@@ -68,6 +68,7 @@ def follow_normalize(tracer: Tracer, call: Call) -> None:
 
 def _read_axes(call: Call, value: Value) -> list[int]:
     axes = call["operation"].axis
+    axes = range(len(value.shape)) if axes is None else axes
     return sorted({axis % len(value.shape) for axis in ([axes] if isinstance(axes, int) else axes)})
 
 
