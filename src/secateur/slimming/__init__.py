@@ -44,7 +44,7 @@ def slim(
 
     Without a configuration and a budget, units go that nothing reads any more, because all weights that read them are
     zero. Parameters, running statistics, and the attributes that describe them, such as ``out_features``, shrink
-    together.
+    together. Branches of residual networks that lose all their units go as a whole, and blocks without branches too.
 
     A torch module changes in place: its parameters are new objects; the optimizer gets them with their part of its
     state. A Keras model is built again from its configuration, with the weights that stay, and does not change. The new
