@@ -44,6 +44,7 @@ from _resnet20 import SIZE, Images, ResNet20, compute_accuracy, count_flops, rea
 from _timing import measure_wall_seconds
 from secateur._table import Table
 from secateur.demo.sentences import Encoder
+from secateur.refiners import Block, Distill
 
 Prune = Callable[[Any], Any]
 """Prunes a model in place."""
@@ -54,13 +55,11 @@ SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z])")
 HALF = {"pattern": "channels", "target_sparsity": 0.5, "pruning_scope": "local"}
 HALF_OF_AN_ENCODER = HALF | {"layers": {r".*\.attention\.(self\..*|output\.dense)": {"pattern": "heads"}}}
 LANGUAGE_REFINERS = {"ours": (), "ours + block + distill": ("block", "distill")}
-ENCODER_BLOCK = secateur.refiners.Block(steps=160, batches_per_step=16)
-"""More and larger steps than the default, because sentences are short."""
-
 ENCODER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "ours, half of each layer": {"allocation": "uniform"},
     "ours": {"allocation": "global"},
-    "ours + block": {"allocation": "global", "refine": [ENCODER_BLOCK]},
+    "ours + block": {"allocation": "global", "refine": [Block(steps=150)]},
+    "ours + block + distill": {"allocation": "global", "refine": [Block(), Distill(steps=96, rate=0.005)]},
 }
 FINE_TUNING_EPOCHS, FINE_TUNING_RATE = 3, 0.05
 
@@ -188,7 +187,7 @@ def run_torch_pruning(model: nn.Module, example: Any, share: float, norm: int = 
 
 def measure_sentences(options: argparse.Namespace) -> Table:
     encoder = Encoder()
-    calibration, held_out = read_sentences("calibration", 512), read_sentences("held out", 256)
+    calibration, held_out = read_sentences("calibration", 1024), read_sentences("held out", 256)
     expected = encoder.embed(held_out)
     tokens = encoder.tokenizer(
         read_sentences("held out", 16), padding="max_length", max_length=128, return_tensors="pt"
@@ -214,7 +213,8 @@ def read_sentences(side: Any, count: int) -> list[str]:
 
 
 def list_sentence_methods(encoder: Encoder, sentences: list[str]) -> dict[str, Prune]:
-    groups = [sentences[start : start + 16] for start in range(0, len(sentences), 16)]
+    by_length = sorted(sentences, key=len)  # little padding
+    groups = [by_length[start : start + 32] for start in range(0, len(by_length), 32)]
     batches = [dict(encoder.tokenizer(group, padding=True, return_tensors="pt")) for group in groups]
     single = [dict(encoder.tokenizer(sentence, return_tensors="pt")) for sentence in sentences]
     methods = {
