@@ -14,7 +14,7 @@ from torch import nn
 
 import secateur
 from secateur.criteria import CRITERIA
-from secateur.errors import CalibrationError, ConfigError, LayerError, StateError, UnsupportedModelError
+from secateur.errors import CalibrationError, ConfigError, LayerError, StateError
 from secateur.graph import AffineMap, Constraints, Graph, Group, Member, Role, trace
 from secateur.patterns import WeightView, get_pattern
 from secateur.patterns.coupled import GroupPattern
@@ -227,15 +227,19 @@ def test_gradients_of_a_loss_rank_channels_with_calibration_data_as_example_inpu
     assert report.unit_sparsity == 0.5
 
 
-def test_solvers_refuse_channels() -> None:
+def test_solvers_of_single_layers_refuse_channels() -> None:
     model = residual()
     before = copy.deepcopy(model.state_dict())
-    for solver in ("magnitude", "wanda", "sparsegpt"):
-        with pytest.raises(
-            UnsupportedModelError, match=r"pattern 'channels' couples layers, .*, example_inputs=batch\)"
-        ):
+    for solver in ("ria", "sparsegpt", "alps"):
+        with pytest.raises(ConfigError, match=r"solver must support groups of units, .* Use one of .*'osscar'"):
             secateur.prune(model, CHANNELS, calibration=[IMAGES], solver=solver)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("solver", ["magnitude", "wanda", "osscar"])
+def test_solvers_of_units_prune_channels_to_the_target(solver: str) -> None:
+    report = secateur.prune(residual(), CHANNELS, calibration=[IMAGES], solver=solver)
+    assert report.unit_sparsity == 0.5
 
 
 def test_example_inputs_are_needed() -> None:
