@@ -236,3 +236,40 @@ def test_bad_arguments_are_refused_and_change_nothing(
     with pytest.raises(error, match=text):
         secateur.slim(model, **{"calibration": make_images(), **arguments})
     assert_unchanged(model, state)
+
+
+class ResidualNet(nn.Module):
+    """A residual stream of channels that can go, with branches that can go too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.up, self.down = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(24, 16, 3, padding=1, bias=False)
+        self.norm, self.head = nn.BatchNorm2d(16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = (x + self.norm(self.down(self.up(x).relu()))).relu()
+        return self.head(x.mean(dim=(2, 3)))
+
+
+def test_a_branch_and_the_channels_of_its_output_are_pruned_together() -> None:
+    torch.manual_seed(0)
+    model, images = ResidualNet().eval(), make_images()
+    with torch.no_grad():
+        model.down.weight.zero_()  # the branch computes nothing
+        model.up.weight[:, :4] = 0
+        model.head.weight[:, :4] = 0  # and four channels of its output are not read
+    expected = model(images[0])
+    report = secateur.slim(model, example_inputs=images[0])
+    assert {group.name: group.kept_units for group in report.groups if group.removed_units} == {"stem": 12, "up": 1}
+    assert torch.allclose(model(images[0]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.15])
+def test_budgets_of_residual_networks_of_channels(share: float) -> None:
+    torch.manual_seed(0)
+    model = ResidualNet().eval()
+    report = secateur.slim(model, budget={"flops": share}, calibration=make_images())
+    assert report.budget is not None
+    assert report.budget.share <= share

@@ -22,6 +22,7 @@ __all__ = [
     "equalize_widths",
     "exclude_groups",
     "explain_obstacle",
+    "feeds_groups",
     "find_equal_groups",
     "select_kept",
     "select_removal",
@@ -155,6 +156,24 @@ def equalize_widths(groups: Sequence[Group], zeros: Sequence[Flags], keep: Seque
         flags if int(flags.sum()) == widths[kind] else select_kept(group, is_zero, minimum=widths[kind])
         for group, kind, is_zero, flags in zip(groups, kinds, zeros, keep, strict=True)
     ]
+
+
+def feeds_groups(graph: Graph, number: int, others: Collection[int]) -> bool:
+    """Whether layers that read the units of a group compute those of some other groups.
+
+    Args:
+        graph: The graph.
+        number: Number of the group.
+        others: Numbers of the other groups.
+    """
+    readers = {member.parameter for member in graph.groups[number].members if member.role is Role.CONSUMER}
+    return any(
+        member.parameter in readers
+        for other in others
+        if other != number
+        for member in graph.groups[other].members
+        if member.role is Role.PRODUCER
+    )
 
 
 def find_equal_groups(groups: Sequence[Group], numbers: Collection[int]) -> set[int]:

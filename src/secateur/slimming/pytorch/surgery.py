@@ -100,12 +100,9 @@ class Surgery:
 
     def _plan_depth(self, zeros: Sequence[Flags], obstacles: Sequence[str | None], *, is_uniform: bool) -> DepthPlan:
         """Plan which branches and blocks go: those of exact groups without units that anything reads."""
-        empty = [
-            number
-            for number, group in enumerate(self._graph.groups)
-            if obstacles[number] is None and group.inexact is None and zeros[number].all()
-        ]
-        return plan_depth(self._model, self._graph, self._example, empty, is_uniform=is_uniform)
+        narrowed = [number for number, obstacle in enumerate(obstacles) if obstacle is None and zeros[number].any()]
+        empty = [number for number in narrowed if self._graph.groups[number].inexact is None and zeros[number].all()]
+        return plan_depth(self._model, self._graph, self._example, (empty, narrowed), is_uniform=is_uniform)
 
     def _restrict_to_exact(self, removal: Removal) -> Removal:
         return removal.restrict([number for number in removal.groups if removal.graph.groups[number].inexact is None])

@@ -65,7 +65,9 @@ class BudgetChoice:
         curves = {number: sample_path(paths[name], rule) for name, (number, rule) in self._groups.items()}
         self._drop_fixed(curves)
         if not self._is_uniform:
-            branches = find_branches(self._model, self._graph, ExampleRun(self._model, self._example_inputs))
+            example = ExampleRun(self._model, self._example_inputs)
+            candidates = [number for number, _ in self._groups.values()]
+            branches = find_branches(self._model, self._graph, example, candidates)
             for name, (number, _) in self._groups.items():
                 if number in branches:
                     curves[number].append((0, float(paths[name].losses[-1])))

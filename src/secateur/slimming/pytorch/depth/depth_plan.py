@@ -34,20 +34,24 @@ from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.tensors import list_tensors
 from secateur.slimming.removal import Removal
-from secateur.slimming.selection import explain_obstacle
+from secateur.slimming.selection import explain_obstacle, feeds_groups
 
 __all__ = ["DepthPlan", "find_blocks", "find_branches", "plan_depth"]
 
 logger = logging.getLogger(__name__)
 
 
-def find_branches(model: nn.Module, graph: Graph, example: ExampleRun) -> dict[int, str]:
+def find_branches(
+    model: nn.Module, graph: Graph, example: ExampleRun, narrowed: Collection[int] = ()
+) -> dict[int, str]:
     """Find the modules that can be removed as a whole when all units of a group go. The model does not change.
 
     Args:
         model: The model.
         graph: The dependencies between its parameters.
         example: Runs the model on its example inputs.
+        narrowed: Numbers of groups that may lose units too; branches whose replacement would have a fixed number of
+            these units are left out.
 
     Returns:
         Number of a group in the graph → name of the module.
@@ -68,7 +72,17 @@ def find_branches(model: nn.Module, graph: Graph, example: ExampleRun) -> dict[i
         [('1.mlp.0', '1.mlp')]
     """
     groups = [number for number, group in enumerate(graph.groups) if explain_obstacle(group) is None]
-    return {number: branch.module for number, branch in BranchSearch(model, graph, example).find(groups).items()}
+    branches = _leave_fixed(BranchSearch(model, graph, example).find(groups), graph, narrowed)
+    return {number: branch.module for number, branch in branches.items()}
+
+
+def _leave_fixed(branches: Mapping[int, Branch], graph: Graph, narrowed: Collection[int]) -> dict[int, Branch]:
+    """Leave out branches whose replacement has a fixed size along an axis that loses units."""
+    return {
+        number: branch
+        for number, branch in branches.items()
+        if branch.layout.axis is None or not feeds_groups(graph, number, narrowed)
+    }
 
 
 def find_blocks(
@@ -175,7 +189,12 @@ class DepthPlan:
 
 
 def plan_depth(
-    model: nn.Module, graph: Graph, example: ExampleRun, groups: Sequence[int], *, is_uniform: bool = False
+    model: nn.Module,
+    graph: Graph,
+    example: ExampleRun,
+    groups: tuple[Sequence[int], Collection[int]],
+    *,
+    is_uniform: bool = False,
 ) -> DepthPlan:
     """Plan the removal of branches and blocks. The model does not change.
 
@@ -183,13 +202,15 @@ def plan_depth(
         model: The model.
         graph: The dependencies between its parameters.
         example: Runs the model on its example inputs.
-        groups: Numbers of groups none of whose units is read by anything: all weights that do are zero.
+        groups: Numbers of groups none of whose units is read by anything, as all weights that do are zero; and those
+            of all groups that lose units.
         is_uniform: Whether branches go only with their whole block, so that all blocks have the same parts.
     """
-    if not groups:
+    empty, narrowed = groups
+    if not empty:
         return DepthPlan()
     search = BranchSearch(model, graph, example, are_zero=True)
-    branches = search.find(groups)
+    branches = _leave_fixed(search.find(empty), graph, narrowed)
     cuts = _select_cuts(model, branches, example)
     blocks = tuple(name for cut in cuts for name in _list_blocks(model, cut))
     if is_uniform:
