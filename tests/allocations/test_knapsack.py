@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.allocations.knapsack import WidthFrontier, choose_widths
+from secateur.allocations.knapsack import WidthFrontier
 from secateur.errors import ConfigError, ScoreError
 
 Curves = dict[int, list[tuple[int, float]]]
@@ -45,9 +45,9 @@ def test_the_choice_is_that_of_brute_force(problem: tuple[Curves, Tables], capac
     expected = choose_by_brute_force(*problem, capacity)
     if expected is None:
         with pytest.raises(ConfigError, match="no choice fits"):
-            choose_widths(*problem, capacity)
+            WidthFrontier(*problem).choose(capacity)
     else:
-        assert choose_widths(*problem, capacity) == expected
+        assert WidthFrontier(*problem).choose(capacity) == expected
 
 
 @given(problems())
@@ -90,7 +90,7 @@ def test_the_cheapest_choice_survives_merging() -> None:
 
 def test_of_equal_groups_the_first_keeps_more() -> None:
     curves = {group: [(4, 0.0), (2, 1.0)] for group in (7, 3, 5)}
-    assert choose_widths(curves, {group: [2, 1] for group in curves}, 4) == {3: 4, 5: 2, 7: 2}
+    assert WidthFrontier(curves, {group: [2, 1] for group in curves}).choose(4) == {3: 4, 5: 2, 7: 2}
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_of_equal_groups_the_first_keeps_more() -> None:
 )
 def test_bad_tables(curve: list, table: list, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        choose_widths({3: curve}, {3: table}, 1)
+        WidthFrontier({3: curve}, {3: table})

@@ -116,7 +116,7 @@ def test_a_true_estimate_needs_one_measurement() -> None:
     assert fitted.kept == {0: 1, 1: 39}
     assert (fitted.dense, fitted.target, fitted.measured, fitted.promised) == (100, 60, 60, 60)
     assert (fitted.measurements, fitted.loss) == (1, 39 + 2)
-    assert fitted.measured_share == fitted.promised_share == 0.6
+    assert fitted.describe().share == fitted.promised / fitted.dense == 0.6
     assert costs.measured == [fitted.kept]
 
 

@@ -19,7 +19,7 @@ from secateur.artifact.manifest import Manifest
 from secateur.artifact.saving import save_over
 from secateur.errors import ArtifactError, LayerError
 from secateur.graph import Graph, Role, trace
-from secateur.slimming.pytorch.depth.depth_plan import find_blocks, find_branches
+from secateur.slimming.pytorch.depth.depth_plan import find_branches
 from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.surgery import Surgery
 from slim.test_surgery import everything
@@ -187,21 +187,6 @@ def test_branches_are_found_and_the_model_stays(name: str) -> None:
 def test_what_has_no_shortcut_is_no_branch() -> None:
     model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 6, bias=False), nn.Linear(6, 2))
     assert name_all(model, trace(model, torch.ones(2, 4)), torch.ones(2, 4)) == {}
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "transformer"])
-def test_blocks_are_found_and_the_model_stays(name: str) -> None:
-    model, inputs, graph, branches = prepare(name)
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if key.endswith(".bias"):
-                weight.zero_()
-    before = everything(model)
-    numbers = [n for n, group in enumerate(graph.groups) if group.name in branches and ".1." in f"{group.name}."]
-    blocks = find_blocks(model, graph, ExampleRun(model, inputs), numbers)
-    assert blocks == {FOUND[name][0].rpartition(".")[0]: tuple(numbers)}
-    assert find_blocks(model, graph, ExampleRun(model, inputs), numbers[:1]) == {}
-    assert everything(model) == before
 
 
 # Removing

@@ -492,7 +492,7 @@ def test_units_of_large_groups_are_not_exchanged(monkeypatch: pytest.MonkeyPatch
     [
         (lambda: ZipLM(damping=0), "damping must be above 0, found 0"),
         (lambda: OSSCAR(damping=float("nan")), "damping must be above 0"),
-        (lambda: OSSCAR(exchanges=-1), "exchanges at least 0, found None and -1"),
+        (lambda: OSSCAR(exchanges=-1), "exchanges must be at least 0, found -1"),
         (lambda: FisherPruning(max_scale=0), "damping and max_scale must be above 0, found 0.01 and 0"),
         (lambda: Ridge(damping=-1), "damping must be above 0, found -1"),
     ],

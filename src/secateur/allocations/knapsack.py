@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from secateur.errors import ConfigError, ScoreError
 
-__all__ = ["LossCurve", "WidthFrontier", "choose_widths"]
+__all__ = ["LossCurve", "WidthFrontier"]
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -25,46 +25,18 @@ MAX_STATES = 16384
 """Maximum number of states after each group. If there are no more, the result is exact."""
 
 
-def choose_widths(
-    curves: Mapping[int, LossCurve], tables: Mapping[int, Sequence[float]], capacity: float
-) -> dict[int, int]:
-    """Choose one point of each group's curve, so that the costs fit in the capacity and the losses are least.
+class WidthFrontier:
+    """All choices that no other choice beats in both cost and loss, found by dynamic programming.
 
-    Of equal losses, the cheapest choice wins, and of equal costs, groups with smaller numbers keep more.
+    One frontier answers for every capacity. Of equal losses, the cheapest choice wins, and of equal costs, groups with
+    smaller numbers keep more.
 
     Args:
         curves: Number of a group → its curve.
         tables: Number of a group → the cost of each point of its curve.
-        capacity: Maximum sum of the costs.
-
-    Returns:
-        Number of a group → kept units. For many groups with many different costs, the sum of the losses is at most the
-        least one for a capacity that is smaller by one `MAX_STATES`-th of the range of costs per group.
-
-    Raises:
-        ConfigError: No choice fits; or the lengths of a curve and its table differ.
-        ScoreError: A loss or a cost is ``nan`` or infinite.
-
-    Examples:
-        The first group loses less for the same saving:
-
-        >>> curves = {0: [(4, 0.0), (2, 1.0)], 1: [(4, 0.0), (2, 3.0)]}
-        >>> choose_widths(curves, {0: [10, 5], 1: [10, 5]}, capacity=15)
-        {0: 2, 1: 4}
-    """
-    return WidthFrontier(curves, tables).choose(capacity)
-
-
-class WidthFrontier:
-    """All choices that no other choice beats in both cost and loss, found by dynamic programming.
-
-    One frontier answers for every capacity.
-
-    Args:
-        curves: See `choose_widths`.
-        tables: See `choose_widths`.
         max_states: Maximum number of choices. If there are more, the one with the least loss stays in each of as many
-            intervals of costs.
+            intervals of costs: the sum of the losses is then at most the least one for a capacity smaller by one
+            such interval per group.
 
     Attributes:
         costs: Sum of the costs of each choice, ascending, of shape (S,).
@@ -73,6 +45,13 @@ class WidthFrontier:
     Raises:
         ConfigError: The lengths of a curve and its table differ.
         ScoreError: A loss or a cost is ``nan`` or infinite.
+
+    Examples:
+        The first group loses less for the same saving:
+
+        >>> curves = {0: [(4, 0.0), (2, 1.0)], 1: [(4, 0.0), (2, 3.0)]}
+        >>> WidthFrontier(curves, {0: [10, 5], 1: [10, 5]}).choose(capacity=15)
+        {0: 2, 1: 4}
     """
 
     def __init__(
@@ -95,7 +74,11 @@ class WidthFrontier:
         return int(np.searchsorted(self.costs, capacity, side="right")) - 1
 
     def choose(self, capacity: float) -> dict[int, int]:
-        """Return number of a group → kept units; see `choose_widths`."""
+        """Return number of a group → kept units, with the least loss that fits in the capacity.
+
+        Raises:
+            ConfigError: No choice fits.
+        """
         number = self.find(capacity)
         if number < 0:
             raise ConfigError(f"no choice fits in {capacity:.6g}: the cheapest costs {self.costs[0]:.6g}")

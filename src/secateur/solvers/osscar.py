@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 
 from secateur.errors import ConfigError
-from secateur.solvers.base import UnitSolver, register_solver
-from secateur.solvers.ridge import fit_kept_features
-from secateur.solvers.unit_elimination import eliminate_units
+from secateur.solvers.base import register_solver
 from secateur.solvers.unit_exchange import exchange_units
 from secateur.solvers.unit_loss import build_unit_losses
-from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath, UnitConsumer, UnitProblem
-from secateur.solvers.unit_ranking import rank_by_score
+from secateur.solvers.unit_problem import RemovalPath, UnitProblem
+from secateur.solvers.ziplm import ZipLM
 
 __all__ = ["OSSCAR"]
 
@@ -24,7 +21,7 @@ MAX_EXCHANGED_UNITS = 512
 
 @register_solver("osscar")
 @dataclass(frozen=True, kw_only=True)
-class OSSCAR(UnitSolver):
+class OSSCAR(ZipLM):
     """Find the units without which the layers that read them can be fitted best, by greedy and local search.
 
     With ``H = Xᵀ X + λ diag(Xᵀ X)``, the fit without the units P loses ``tr(W_:P [(H⁻¹)_PP]⁻¹ W_:Pᵀ)``, summed over all
@@ -53,6 +50,7 @@ class OSSCAR(UnitSolver):
 
         >>> import torch
         >>> from secateur.patterns.rounding import KeepRule
+        >>> from secateur.solvers import UnitConsumer
         >>> left, right = torch.randn(2, 64, 1)
         >>> inputs = torch.cat([left + right, left - right, left, right], dim=1)
         >>> consumer = UnitConsumer(
@@ -74,22 +72,12 @@ class OSSCAR(UnitSolver):
         2
     """
 
-    damping: float | None = None
     exchanges: int = 20
 
-    unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]] = "gram"
-
     def __post_init__(self) -> None:
-        if (self.damping is not None and not self.damping > 0) or self.exchanges < 0:
-            raise ConfigError(
-                f"damping must be above 0 and exchanges at least 0, found {self.damping} and {self.exchanges}."
-            )
-
-    def rank_units(self, problem: UnitProblem) -> RemovalPath:
-        """See `UnitSolver.rank_units`."""
-        if not (losses := build_unit_losses(problem, self.damping)):
-            return rank_by_score(problem, torch.zeros(problem.units))
-        return eliminate_units(losses, problem.rule)
+        super().__post_init__()
+        if self.exchanges < 0:
+            raise ConfigError(f"exchanges must be at least 0, found {self.exchanges}.")
 
     def select_units(self, problem: UnitProblem, path: RemovalPath, removed: int) -> torch.Tensor:
         """Improve the first units of the path by exchanges; see `UnitSolver.select_units`."""
@@ -99,7 +87,3 @@ class OSSCAR(UnitSolver):
         if not (losses := build_unit_losses(problem, self.damping)):
             return keep_U
         return exchange_units(losses, problem.rule, keep_U, self.exchanges).cpu()
-
-    def update_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor) -> ConsumerUpdate:
-        """See `UnitSolver.update_consumer`."""
-        return fit_kept_features(consumer, keep_U, self.damping)

@@ -61,16 +61,6 @@ class FittedBudget:
             measured=self.measured,
         )
 
-    @property
-    def promised_share(self) -> float:
-        """The promised cost as a share of the dense model's."""
-        return self.promised / self.dense
-
-    @property
-    def measured_share(self) -> float:
-        """The measured cost as a share of the dense model's."""
-        return self.measured / self.dense
-
 
 class _MeasuredWidths(NamedTuple):
     """Widths that were measured.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -65,11 +66,13 @@ class WeightCost(CostModel):
             table.append(rest + _count(own, kept | {group: width}))
         return table
 
+    @abstractmethod
     def _list_tensors(self, model: nn.Module) -> Iterator[torch.Tensor]:
-        raise NotImplementedError
+        """Return the tensors that count."""
 
+    @abstractmethod
     def _get_factor(self, tensor: torch.Tensor) -> int:
-        raise NotImplementedError
+        """Return what one element of a tensor costs."""
 
 
 class ParameterCost(WeightCost):

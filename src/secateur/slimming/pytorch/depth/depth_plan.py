@@ -36,7 +36,7 @@ from secateur.slimming.pytorch.tensors import list_tensors
 from secateur.slimming.removal import Removal
 from secateur.slimming.selection import explain_obstacle, feeds_groups
 
-__all__ = ["DepthPlan", "find_blocks", "find_branches", "plan_depth"]
+__all__ = ["DepthPlan", "find_branches", "plan_depth"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,28 +82,6 @@ def _leave_fixed(branches: Mapping[int, Branch], graph: Graph, narrowed: Collect
         number: branch
         for number, branch in branches.items()
         if branch.layout.axis is None or not feeds_groups(graph, number, narrowed)
-    }
-
-
-def find_blocks(
-    model: nn.Module, graph: Graph, example: ExampleRun, branches: Collection[int]
-) -> dict[str, tuple[int, ...]]:
-    """Find the blocks that can be removed as a whole when the branches of some groups go. The model does not change.
-
-    Args:
-        model: The model.
-        graph: The dependencies between its parameters.
-        example: Runs the model on its example inputs.
-        branches: Numbers of groups, of those that `find_branches` returns.
-
-    Returns:
-        Name of a block → the groups whose branches are in it.
-    """
-    found = BranchSearch(model, graph, example).find(sorted(branches))
-    blocks = [name for cut in _select_cuts(model, found, example) for name in _list_blocks(model, cut)]
-    return {
-        name: tuple(number for number, branch in found.items() if branch.module.startswith(f"{name}."))
-        for name in blocks
     }
 
 
