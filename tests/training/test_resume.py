@@ -10,8 +10,10 @@ from torch import nn
 
 import secateur
 from secateur.errors import StateError
+from secateur.masking.run_options import RunOptions
+from secateur.training.pytorch import prepare_together
 from tiny_models import bits, mlp
-from training.models import CONFIG, NeverRevived, Trial, backward, begin, equal_states, pruned_units
+from training.models import CONFIG, OPTIMIZERS, NeverRevived, Trial, backward, begin, equal_states, pruned_units
 
 STEPS = 12
 
@@ -105,6 +107,26 @@ def test_resumed_by_preparing_the_loaded_model() -> None:
         other.optimizer.load_state_dict(states["optimizer"])
         other.pruner.load_state_dict(states["pruner"])
         assert equal_states(parts(other.train(range(8, STEPS))), parts(trial.train(range(8, STEPS))))
+
+
+@pytest.mark.parametrize("run", ["iterative", "before_training", "bounds", "keep_zeros", "lock", "progressive"])
+def test_run_that_is_announced_as_resumed_leaves_the_loaded_weights_alone(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trial = start(RUNS[run]).train(range(8))
+    states = loaded(saved(trial))
+    model = mlp(seed=1)
+    model.load_state_dict(states["model"])
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    optimizer.load_state_dict(states["optimizer"])
+    caplog.clear()
+    pruner = prepare_together(model, [RUNS[run]], optimizer, [RunOptions(is_resumed=True)])[0]
+    assert equal_states(model.state_dict(), states["model"])
+    pruner.load_state_dict(states["pruner"])
+    assert caplog.messages == []
+    other = Trial(model, optimizer, pruner).train(range(8, STEPS), NeverRevived(pruner))
+    assert equal_states(parts(other), parts(trial.train(range(8, STEPS))))
+    assert pruner.finalize() == trial.pruner.finalize()
 
 
 def test_finished_run_can_be_loaded_with_its_zeros_kept() -> None:

@@ -58,6 +58,9 @@ class Run(Generic[Weight]):
         is_new: Whether to start from the current weights, rather than from a state that is loaded later.
         options: Settings besides the configuration of the pattern.
 
+    Attributes:
+        is_new: See above.
+
     Raises:
         ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
     """
@@ -73,6 +76,7 @@ class Run(Generic[Weight]):
         self.pattern = pattern
         self.config = pattern.config
         self.observer = options.observer if options else None
+        self.is_new = is_new
         self._steps_taken = options.steps_taken if options else 0
         self.weights = layer_weights = {name: weights[name] for name in pattern.views}
         self.updater = MaskUpdater(pattern, is_new=is_new, options=options)
@@ -82,7 +86,9 @@ class Run(Generic[Weight]):
         self._check_first_gradient()
 
     def start(self) -> None:
-        """Set the masks that apply before the first step."""
+        """Set the masks that apply before the first step, unless they are loaded later."""
+        if not self.is_new:
+            return
         self.set_masks(self.updater.initial_masks())
         if self._steps_taken == 0 or not self.scores.needs_gradient:  # later, there are no gradients to rank by yet
             self.set_masks(self.masks_after(self._steps_taken))

@@ -47,6 +47,8 @@ class RunOptions:
         learning_rate: Only for runs whose steps are announced. The learning rate of group lasso, ≥ 0, until a torch
             optimizer that trains the weights makes a step, whose rate then applies. ``None``: group lasso is refused.
         steps_taken: Number of steps that count as made before the run; updates that were due then are left out.
+        is_resumed: Whether a saved state is loaded before the first step. The weights may then already be those of its
+            checkpoint: until the state is loaded, nothing is pruned, and there are no warnings about zeros.
         observer: Takes part in the steps; not for compiled steps of Keras. Its own state is neither saved nor resumed.
 
     Examples:
@@ -57,4 +59,5 @@ class RunOptions:
     parts_until: int | None = None
     learning_rate: float | None = None
     steps_taken: int = 0
+    is_resumed: bool = False
     observer: RunObserver | None = None

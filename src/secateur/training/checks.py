@@ -21,7 +21,7 @@ ALREADY_SPARSE = 0.05
 
 def warn_if_pruned_at_once(runs: Iterable[Run[Any]]) -> None:
     """Log a warning for each run that reaches its target in one update because `end_step` is not set."""
-    for config in (run.config for run in runs if not run.updater.is_locked):
+    for config in (run.config for run in runs if run.is_new and not run.updater.is_locked):
         if config.end_step is None and config.sparsity_decay_type != "one_shot":
             logger.warning(
                 "end_step is not set, so all of %s is pruned at once at step %d. Set end_step to the step at which "
@@ -33,7 +33,7 @@ def warn_if_pruned_at_once(runs: Iterable[Run[Any]]) -> None:
 
 def warn_if_already_sparse(runs: Iterable[Run[Any]]) -> None:
     """Log a warning if many weights are already zero and training may change them."""
-    free = [run for run in runs if not run.config.keep_zeros and not run.updater.is_locked]
+    free = [run for run in runs if run.is_new and not run.config.keep_zeros and not run.updater.is_locked]
     weights = [weight.stored for run in free for weight in run.weights.values()]
     total = sum(math.prod(weight.shape) for weight in weights)
     zeros = total - sum(count_true(weight) for weight in weights)
@@ -48,7 +48,7 @@ def warn_if_already_sparse(runs: Iterable[Run[Any]]) -> None:
 
 def warn_if_no_zeros(runs: Iterable[Run[Any]]) -> None:
     """Log a warning if a pattern lock has started with weights without zeros."""
-    locked = [weight for run in runs if run.updater.is_locked for weight in run.weights.values()]
+    locked = [weight for run in runs if run.is_new and run.updater.is_locked for weight in run.weights.values()]
     if locked and not any(weight.mask is not None and not weight.mask.all() for weight in locked):
         logger.warning(
             "kind='pattern_lock' keeps zeros, and none of the %d layers has any. Load the pruned weights before "

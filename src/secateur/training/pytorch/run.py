@@ -48,7 +48,7 @@ class PytorchRun(Run[TrainedParameter]):
     def __init__(
         self, pattern: BasePattern, weights: Mapping[str, TrainedParameter], options: RunOptions | None = None
     ) -> None:
-        super().__init__(pattern, weights, options=options)
+        super().__init__(pattern, weights, is_new=not (options and options.is_resumed), options=options)
         self._check_slots()
 
     def accumulate_scores(self, step: int, optimizer: Any) -> None:
