@@ -15,6 +15,7 @@ __all__ = [
     "LayerError",
     "MissingPackageError",
     "ModelLoadError",
+    "RankError",
     "ScoreError",
     "SecateurError",
     "StateError",
@@ -85,6 +86,10 @@ class MissingPackageError(SecateurError, ImportError):
 
 class InsufficientMemoryError(SecateurError, MemoryError):
     """Raised when the host or a device runs out of memory."""
+
+
+class RankError(SecateurError, RuntimeError):
+    """Raised on every rank when processes that work together disagree, or when one of them has failed."""
 
 
 class StorageError(SecateurError, OSError):
