@@ -2,13 +2,15 @@
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp
 from torch import nn
 
+import secateur
 from secateur.errors import ConfigError, LayerError, ScoreError
 from tiny_models import bits, mlp
 from training.models import CONFIG, PROGRESSIVE, Trial, backward, begin, revived
@@ -49,6 +51,11 @@ def meta(trial: Trial) -> None:
     trial.model.to("meta")
 
 
+def sharded(trial: Trial) -> None:
+    """Shard the model over the processes, of which there is one."""
+    torch.distributed.fsdp.fully_shard(trial.model)
+
+
 BREAKING = {
     another_shape: r"its weight now has shape \(4, 4\), but had \(32, 16\) when pruning started",
     transposed: r"its weight now has shape \(16, 32\)",
@@ -58,21 +65,57 @@ BREAKING = {
     deleted_weight: "its weight is no longer a parameter of the layer",
     parametrized: "its weight is no longer a parameter of the layer",
     meta: "its weight is not the parameter that was pruned",
+    sharded: r"its weight is not the parameter that was pruned but a DTensor, as after sharding or quantization",
 }
 
 
 @pytest.mark.parametrize("config", [CONFIG, PROGRESSIVE, LASSO, {**CONFIG, "criterion": "magnitude"}])
 @pytest.mark.parametrize("change", BREAKING)
+@pytest.mark.usefixtures("process_group")
 def test_a_change_that_breaks_the_run_is_named_at_the_next_step(
     change: Callable[[Trial], None], config: dict[str, Any]
 ) -> None:
     trial = begin(config).train(range(4))
     change(trial)
-    with pytest.raises(LayerError, match=rf"layer '0': {BREAKING[change]}.*Change the model before"):
+    order = "Change the model before .* load, shard and wrap the model, create the optimizer, call secateur.prepare"
+    with pytest.raises(LayerError, match=rf"layer '0': {BREAKING[change]}.*{order}"):
         trial.optimizer.step()
     assert trial.pruner.step == 4
     with pytest.raises(RuntimeError, match=BREAKING[change]):
         trial.pruner.finalize()
+
+
+@pytest.mark.parametrize("change", [sharded, replaced])
+@pytest.mark.parametrize("announces", [False, True])
+@pytest.mark.usefixtures("process_group")
+def test_a_replaced_weight_is_named_at_the_next_step_of_a_new_optimizer(
+    change: Callable[[Trial], None], announces: bool
+) -> None:
+    model = mlp()
+    given = None if announces else torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = secateur.prepare(model, CONFIG, given)
+    change(Trial(model, given, pruner))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    backward(model, 0)
+    with pytest.raises(LayerError, match=rf"layer '0': {BREAKING[change]}"):
+        optimizer.step()
+
+
+def test_a_weight_that_another_optimizer_has_taken_over_is_named_at_its_step() -> None:
+    trial = begin(CONFIG).train(range(4))
+    weight = trial.optimizer.param_groups[0]["params"].pop(0)
+    with pytest.raises(
+        LayerError, match=r"layer '0': its weight was moved from the AdamW .* to another SGD.*The order is"
+    ):
+        torch.optim.SGD([weight], lr=0.1).step()
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A process group with one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def frozen(trial: Trial) -> None:

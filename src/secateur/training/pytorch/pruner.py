@@ -33,7 +33,8 @@ from secateur.training.pytorch.run import PytorchRun, Snapshot
 from secateur.training.pytorch.siblings import link_siblings, unlink_siblings
 from secateur.training.pytorch.state import check_state
 from secateur.training.pytorch.watch import ChangeWatch, StepWatch
-from secateur.training.pytorch.weight import ManualOptimizer, TrainedParameter, apply_where_possible, find_weights
+from secateur.training.pytorch.weight import ManualOptimizer, apply_where_possible, find_weights
+from secateur.training.pytorch.weight_set import WeightSet
 from secateur.training.pytorch.wrappers import mask_gradients
 from secateur.training.resume import FORMAT_VERSION
 
@@ -72,7 +73,7 @@ class PytorchPruner:
         self.model = unwrap_model(model)
         self.plan = plan
         self.step = options.steps_taken if options else 0
-        self._weights = find_weights(plan, optimizers)
+        self._weights = WeightSet(self.model, find_weights(plan, optimizers))
         # Steps of optimizers without pruned weights do not count.
         trained = (optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
         self._optimizers = tuple(dict.fromkeys(trained)) or optimizers  # a lock may only have frozen weights
@@ -136,18 +137,20 @@ class PytorchPruner:
     def follow_other_step(self, optimizer: Optimizer) -> None:
         """Set pruned weights to zero after a step of an optimizer that `secateur.prepare` did not get.
 
-        In a run whose steps are announced, only adopt its learning rates.
+        In a run whose steps are announced, only adopt its learning rates, and check that its weights are still there.
         """
-        if isinstance(caller := self._optimizers[0], ManualOptimizer):
-            caller.adopt_rates(optimizer)
-        if optimizer in self._optimizers or isinstance(caller, ManualOptimizer):
+        if optimizer in self._optimizers:
             return
         trained = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        for weight in self._weights.values():
-            if id(weight.parameter) in trained:
-                weight.apply_mask()
+        if isinstance(caller := self._optimizers[0], ManualOptimizer):
+            caller.adopt_rates(optimizer)
+        else:
+            for weight in self._weights.values():
+                if id(weight.parameter) in trained:
+                    weight.apply_mask()
+            self._weights.refuse_moved(self._free_layers, optimizer)
         if any(id(weight) in trained for weight in self.model.parameters()):
-            self._refuse_changed(None)
+            self._weights.refuse_changed(self._free_layers)
 
     def __enter__(self) -> Self:
         return self
@@ -227,7 +230,7 @@ class PytorchPruner:
                 "the optimizer, because the criterion ranks by gradients."
             )
         if not self._is_announced:
-            self._refuse_changed(caller)
+            self._weights.refuse_changed(self._free_layers, caller)
             self._open, self._snapshots_before = {0}, self._take_snapshots()
         self._is_announced = False
         self._after_step(caller)
@@ -286,7 +289,7 @@ class PytorchPruner:
             StateError: The run has already ended, or masks or weights are invalid.
         """
         self._require_active()
-        refuse_violations(self._find_problems(self._weights))
+        refuse_violations(self._weights.find_problems(self._free_layers))
         self._recover()
         refuse_violations({name: reason for run in self._runs for name, reason in run.violations().items()})
         report = self.report()
@@ -350,8 +353,8 @@ class PytorchPruner:
     ) -> Any:
         self._step_watch.stop()
         self._recover()
-        self._refuse_changed(optimizer)
-        self._change_watch.check(self._find_weights(optimizer))
+        self._weights.refuse_changed(self._free_layers, optimizer)
+        self._change_watch.check(self._weights.find_trained(optimizer))
         for run in self._runs:
             run.check_rates(self.step + 1, optimizer)
         snapshots = self._take_snapshots()
@@ -387,7 +390,7 @@ class PytorchPruner:
             loss = closure()
             if next(calls) == 0:
                 self._accumulate_scores(optimizer, self._take_snapshots())
-            for weight in self._find_weights(optimizer).values():
+            for weight in self._weights.find_trained(optimizer).values():
                 weight.mask_gradient()
             return loss
 
@@ -428,7 +431,7 @@ class PytorchPruner:
         else:
             self._update = _Update(steps, changes)
         self._complete_update()
-        self._change_watch.accept(self._find_weights(optimizer))
+        self._change_watch.accept(self._weights.find_trained(optimizer))
 
     @contextmanager
     def _roll_back_on_error(self, before: list[Snapshot]) -> Iterator[None]:
@@ -474,27 +477,6 @@ class PytorchPruner:
         )
 
     def _apply(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
-        for weight in self._find_weights(optimizer).values():
+        for weight in self._weights.find_trained(optimizer).values():
             if self._is_active or weight.find_problem(self.model) is None:  # slimming replaces weights after a run
                 weight.apply_mask()
-
-    def _find_weights(self, optimizer: Optimizer | ManualOptimizer | None) -> dict[str, TrainedParameter]:
-        """Return the weights of an optimizer by layer; ``None``: of all.
-
-        Weights that no optimizer had when the run started, and that are trained now, belong to every optimizer.
-        """
-        weights = self._weights.items()
-        return {name: weight for name, weight in weights if optimizer is None or weight.is_trained_by(optimizer)}
-
-    def _refuse_changed(self, optimizer: Optimizer | ManualOptimizer | None) -> None:
-        """Raise `LayerError` if the run cannot continue with a weight of `optimizer`; ``None``: with any weight."""
-        for name, problem in self._find_problems(self._find_weights(optimizer)).items():
-            raise LayerError(
-                f"layer {name!r}: {problem}. Change the model before secateur.prepare, or after finalize() or "
-                f"close() of the pruner."
-            )
-
-    def _find_problems(self, weights: Mapping[str, TrainedParameter]) -> dict[str, str]:
-        free = self._free_layers
-        problems = {name: weight.find_problem(self.model) for name, weight in weights.items() if name not in free}
-        return {name: problem for name, problem in problems.items() if problem is not None}

@@ -20,6 +20,7 @@ from secateur.frameworks.pytorch import (
     find_stacked_weights,
     get_layer,
     get_parameter,
+    is_plain_tensor,
     read_canonical,
     read_parameter,
 )
@@ -121,9 +122,11 @@ class TrainedParameter(ParameterWeight):
                 layer = get_layer(model, self.name)
             except AttributeError:
                 return "it is no longer in the model"
-            if read_parameter(layer) is None:
+            if (weight := read_parameter(layer)) is None:
                 return "its weight is no longer a parameter of the layer"
-            return "its weight is not the parameter that was pruned"
+            kind = type(weight).__name__
+            how = "" if is_plain_tensor(weight) else f" but a {kind}, as after sharding or quantization"
+            return f"its weight is not the parameter that was pruned{how}"
         return self._find_problem_of_values()
 
     def _is_in(self, model: nn.Module) -> bool:

@@ -1,0 +1,84 @@
+"""The weights that a pruner prunes, and whether the run can continue with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from secateur.errors import LayerError
+from secateur.training.pytorch.weight import TrainedParameter
+
+__all__ = ["WeightSet"]
+
+ORDER = (
+    "Change the model before secateur.prepare, or after finalize() or close() of the pruner. The order is: load, shard "
+    "and wrap the model, create the optimizer, call secateur.prepare."
+)
+
+
+class WeightSet(dict[str, TrainedParameter]):
+    """Layer → its pruned weight.
+
+    Args:
+        model: The model.
+        weights: Layer → its weight.
+    """
+
+    def __init__(self, model: nn.Module, weights: Mapping[str, TrainedParameter]) -> None:
+        super().__init__(weights)
+        self.model = model
+
+    def find_trained(self, optimizer: Any) -> dict[str, TrainedParameter]:
+        """Return the weights of an optimizer by layer; ``None``: of all.
+
+        Weights that no optimizer had when the run started, and that are trained now, belong to every optimizer.
+        """
+        return {name: weight for name, weight in self.items() if optimizer is None or weight.is_trained_by(optimizer)}
+
+    def find_problems(self, free: Collection[str], optimizer: Any = None) -> dict[str, str]:
+        """Find the weights of an optimizer, ``None``: of all, with which the run cannot continue: layer → why.
+
+        Args:
+            free: Layers in which no zeros are kept, so that it does not matter what happens to them.
+            optimizer: The optimizer.
+        """
+        weights = self.find_trained(optimizer).items()
+        problems = {name: weight.find_problem(self.model) for name, weight in weights if name not in free}
+        return {name: problem for name, problem in problems.items() if problem is not None}
+
+    def refuse_changed(self, free: Collection[str], optimizer: Any = None) -> None:
+        """Raise `LayerError` if the run cannot continue with a weight, such as because it was replaced.
+
+        Args:
+            free: See `find_problems`.
+            optimizer: See `find_problems`.
+        """
+        for name, problem in self.find_problems(free, optimizer).items():
+            raise LayerError(f"layer {name!r}: {problem}. {ORDER}")
+
+    def refuse_moved(self, free: Collection[str], other: Optimizer) -> None:
+        """Raise `LayerError` if an optimizer that `secateur.prepare` did not get has taken over a weight.
+
+        Weights that it has as well stay with theirs, and weights that no optimizer has are like frozen ones.
+
+        Args:
+            free: See `find_problems`.
+            other: The optimizer.
+        """
+        trained = _get_weight_ids([other])
+        for name, weight in self.items():
+            known = weight.slot.optimizers
+            if id(weight.parameter) not in trained or name in free or not known:
+                continue
+            if id(weight.parameter) not in _get_weight_ids(known):
+                raise LayerError(
+                    f"layer {name!r}: its weight was moved from the {type(known[0]).__name__} that secateur.prepare "
+                    f"got to another {type(other).__name__}. {ORDER}"
+                )
+
+
+def _get_weight_ids(optimizers: Iterable[Any]) -> set[int]:
+    return {id(weight) for optimizer in optimizers for group in optimizer.param_groups for weight in group["params"]}
