@@ -47,19 +47,18 @@ class _Interpreter:
         """Append the calls of a graph, and return its outputs."""
         values: dict[fx.Node, Any] = {}
         arguments = iter(inputs)
-        for node in graph.graph.nodes:
+        *nodes, end = graph.graph.nodes
+        for node in nodes:
             if node.op == "placeholder":
                 values[node] = next(arguments)
             elif node.op == "get_attr":
                 attribute = _get_attribute(graph, node.target)
                 is_tensor = isinstance(attribute, torch.Tensor)
                 values[node] = Value(tuple(attribute.shape), is_static=True) if is_tensor else attribute
-            elif node.op == "output":
-                return fx.node.map_arg(node.args[0], values.__getitem__)
             else:
                 args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
                 values[node] = self.follow(node, args, kwargs, _get_module(node, module))
-        return None
+        return fx.node.map_arg(end.args[0], values.__getitem__)
 
     def follow(self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], module: str) -> Any:
         """Append one node, and return its outputs."""

@@ -29,8 +29,7 @@ def follow_reduction(tracer: Tracer, call: Call) -> None:
     axes = _read_axes(call.get("dim"), rank)
     labels = drop_axes(tracer, tracer.get_labels(value), axes)
     for output in call.outputs:
-        if output is None:
-            continue
+        assert output is not None
         keeps = len(output.shape) == rank
         tracer.set_labels(output, labels if keeps else [array.squeeze(tuple(axes)) for array in labels])
 
@@ -48,8 +47,8 @@ def follow_scan(tracer: Tracer, call: Call) -> None:
     axis = call["dim"] % max(len(value.shape), 1)
     labels = fix_scanned_axis(tracer, tracer.get_labels(value), [axis])
     for output in call.outputs:
-        if output is not None:
-            tracer.set_labels(output, labels)
+        assert output is not None
+        tracer.set_labels(output, labels)
 
 
 @register_rule(*(f"aten.{name}" for name in ORDERS.split()))
@@ -60,5 +59,6 @@ def follow_order(tracer: Tracer, call: Call) -> None:
     reason = "orders them"
     labels = [tracer.fix_axes(array, [axis], reason) for array in tracer.get_labels(value)]
     for output in call.outputs:
-        if output is not None and len(output.shape) == len(value.shape):
-            tracer.set_labels(output, labels)
+        assert output is not None
+        keeps = len(output.shape) == len(value.shape)
+        tracer.set_labels(output, labels if keeps else [array.squeeze(axis) for array in labels])

@@ -47,5 +47,5 @@ def _follow_positions(tracer: Tracer, call: Call, count: int) -> None:
     reason = "combines them"
     labels = [tracer.fix_axes(array, range(rank - count, rank), reason) for array in tracer.get_labels(value)]
     for output in call.outputs:
-        if output is not None:
-            tracer.set_labels(output, labels)
+        assert output is not None
+        tracer.set_labels(output, labels)
