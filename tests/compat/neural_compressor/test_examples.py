@@ -315,6 +315,24 @@ def test_language_model_without_retraining(auto_config: bool) -> None:
     assert zeros(model, pruned) == 0.25 * sizes(model, pruned)
 
 
+def test_the_loss_of_a_model_without_labels_among_its_inputs() -> None:
+    """The loss gets the outputs of the model and the second part of each batch."""
+    model, labels = ResNet(), []
+
+    def loss(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        labels.append(target)
+        return torch.nn.functional.cross_entropy(outputs, target)
+
+    element = {"pruning_type": "retrain_free", "pattern": "1xchannel", "op_names": ["layer2"]}
+    element["pruning_scope"] = "local"
+    batches = list(images())
+    prepare_pruning(model, WeightPruningConfig([element], target_sparsity=0.5), dataloader=batches, loss_func=loss)
+    assert labels
+    assert all(target is batch[1] for target, batch in zip(labels, batches, strict=False))
+    names = [f"layer2.0.{name}" for name in ("conv1", "conv2", "downsample.0")]
+    assert zeros(model, names) == 0.5 * sizes(model, names)
+
+
 @pytest.mark.parametrize(("heads", "removed"), [(0.0, 0), (0.5, 3 * 4 * 2)])
 def test_auto_slim(heads: float, removed: int) -> None:
     """Half of each network, and a share of all heads of the model, of 4 rows each."""

@@ -2,8 +2,12 @@
 
 import copy
 import logging
+import sys
+from collections import deque
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -364,6 +368,17 @@ def test_matching_layers_that_cannot_be_pruned_log_a_warning(caplog: pytest.LogC
     assert "'2' (frozen" in caplog.text
 
 
+def test_an_element_that_fits_no_layer_logs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    with caplog.at_level(logging.WARNING):
+        manager = prepare_compression(model, WeightPruningConfig(pattern="5x1"))
+    assert "The configuration prunes nothing. " in caplog.text
+    manager.callbacks.on_train_begin()
+    assert manager.callbacks.callbacks_list[0].pruners[0].pattern is None
+    with pytest.raises(StateError, match=r"This run has 0 pruners\. Call on_train_begin first"):
+        manager.pruner  # noqa: B018
+
+
 def test_either_order_of_model_and_configuration() -> None:
     model, config = mlp(), WeightPruningConfig(**SETTINGS)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
@@ -381,6 +396,9 @@ def test_the_model_of_the_manager_behaves_like_the_model() -> None:
     assert not model.eval().model.training
     assert model[0] is loop.model[0]
     assert len(model) == 5
+    assert bool(model)
+    loop.model.note = "kept"
+    assert model.note == "kept"
     model.load_state_dict(mlp(seed=1).state_dict())
     assert bits(loop.model) == bits(mlp(seed=1))
 
@@ -391,6 +409,16 @@ def test_report_of_the_sparsity_of_a_model() -> None:
     table, share = loop.manager.model.report_sparsity()
     assert share == pytest.approx(100 * 768 / 1088)
     assert len(table) == 4
+
+
+def test_the_report_is_a_data_frame_where_pandas_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pandas = ModuleType("pandas")
+    pandas.__spec__ = ModuleSpec("pandas", None)
+    pandas.DataFrame = deque
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    table, _ = Loop(**SETTINGS).manager.model.report_sparsity()
+    assert isinstance(table, deque)
+    assert table[-1]["Name"] == "Total sparsity:"
 
 
 def test_pruners_show_the_state_of_the_run() -> None:
@@ -529,6 +557,7 @@ def test_invalid_arguments_of_prepare() -> None:
         (lambda: prepare_pruning(model, once), ConfigError, "dataloader must be given for pruning_type='sparse_gpt'"),
         (lambda: prepare_pruning(model, once, dataloader=[]), CalibrationError, "at least one batch"),
         (lambda: prepare_pruning(model, training), ConfigError, "optimizer must be given"),
+        (lambda: prepare_pruning(model, optimizer), ConfigError, "config must be a WeightPruningConfig, found SGD"),
         (lambda: prepare_compression(model, [3]), ConfigError, "a list of configurations, found int"),
         (lambda: prepare_compression(model, []), ConfigError, "at least one configuration"),
         (
@@ -546,6 +575,18 @@ def test_invalid_arguments_of_prepare() -> None:
             call()
     assert bits(model) == before
     assert hooks(optimizer) == 0
+
+
+def test_hooks_can_be_removed() -> None:
+    calls = Loop(**SETTINGS).calls.callbacks_list[0]
+    found: list[int] = []
+    for _ in range(2):
+        calls.register_hook("on_epoch_begin", found.append)
+    calls.on_epoch_begin(1)
+    for _ in range(2):
+        calls.remove_hook("on_epoch_begin", found.append)
+    calls.on_epoch_begin(2)
+    assert found == [1]
 
 
 def test_nan_gradients_are_detected_before_the_step() -> None:

@@ -76,6 +76,7 @@ def test_names_beside_pruning_raise_on_use(module: str) -> None:
         for use in (removed, lambda removed=removed: removed["x"], lambda removed=removed: removed.fit):
             with pytest.raises(MissingPackageError, match=rf"^{name} does not belong to pruning.*\. [A-Z].*\.$"):
                 use()
+        assert not hasattr(removed, "__wrapped__")  # what inspect and doctest ask of any object
     with pytest.raises(AttributeError, match="has no attribute 'unknown'"):
         loaded.unknown  # noqa: B018
 
@@ -121,6 +122,22 @@ except ModuleNotFoundError as error:
         "1",
         "No module named 'neural_compressor'",
     ]
+
+
+def test_other_imports_work_as_before() -> None:
+    neural_compressor.install()
+    try:
+        neural_compressor.install()
+        assert import_module("neural_compressor") is neural_compressor
+        with pytest.raises(ModuleNotFoundError, match=r"No module named 'neural_compressor\.nothing'"):
+            import_module("neural_compressor.nothing")
+        with pytest.raises(ModuleNotFoundError, match=r"No module named 'secateur\.nothing'"):
+            import_module("secateur.nothing")
+    finally:
+        neural_compressor.uninstall()
+    neural_compressor.uninstall()
+    with pytest.raises(ModuleNotFoundError, match="No module named 'neural_compressor'"):
+        import_module("neural_compressor")
 
 
 def test_importing_does_not_install() -> None:

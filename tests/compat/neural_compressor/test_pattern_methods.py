@@ -212,6 +212,8 @@ def test_groups_of_weights() -> None:
     assert pattern.get_sparsity_ratio(masks) == 0.125
     assert pattern.get_reduced_masks_from_data(masks["conv"], "conv").shape == (4, 18)
     assert pattern.get_sparsity_ratio(masks, return_dict=True)["zero_cnt"] == 36
+    layers["conv"].weight.data = scores * masks["conv"]
+    assert torch.equal(pattern.get_pattern_lock_masks({"conv": layers["conv"]})["conv"], masks["conv"] != 0)
     assert pattern.get_least_ninm_mask_from_data(torch.zeros(1, 4)).tolist() == [[True, True, True, False]]
 
 

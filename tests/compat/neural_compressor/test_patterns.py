@@ -20,7 +20,7 @@ from secateur.compat.neural_compressor.compression.pruner.patterns.base import (
     register_pattern,
 )
 from secateur.compat.neural_compressor.compression.pruner.patterns.nxm import PytorchPatternNxM
-from secateur.errors import ArtifactError, ConfigError
+from secateur.errors import ArtifactError, ConfigError, UnknownNameError, UnsupportedModelError
 
 pytestmark = pytest.mark.usefixtures("registries_restored")
 
@@ -132,6 +132,43 @@ def test_mistakes_name_the_class_and_the_method(change: Any, message: str) -> No
 
     with pytest.raises(ConfigError, match=message):
         secateur.prune(make_model(), {"pattern": "ptWrong", "target_sparsity": 0.5, "op_names": ["^[03]$"]})
+
+
+def test_a_class_without_masks_is_refused() -> None:
+    @register_pattern("ptWrong")
+    class Wrong:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+    with pytest.raises(UnsupportedModelError, match=r"Wrong must have the method get_masks\. Derive it"):
+        secateur.prune(make_model(), {"pattern": "ptWrong", "target_sparsity": 0.5})
+
+
+def test_a_class_may_refuse_layers_and_needs_no_base() -> None:
+    @register_pattern("ptHalf")
+    class Half:
+        invalid_layers = ("3", "absent")
+
+        def __init__(self, _config: Any, _modules: Any) -> None:
+            pass
+
+        def get_masks(self, _scores: Any, _sparsity: float, previous: Any) -> Any:
+            return {
+                name: mask.flatten().cumsum(0).reshape(mask.shape) > mask.numel() // 2
+                for name, mask in previous.items()
+            }
+
+    report = secateur.prune(make_model(), {"pattern": "ptHalf", "target_sparsity": 0.5, "op_names": ["^[03]$"]})
+    assert [layer.name for layer in report.layers] == ["0"]
+    assert report.dense["3"] == "Half lists it in invalid_layers"
+
+
+def test_a_registered_name_comes_before_the_form_of_a_pattern() -> None:
+    register_pattern("mixed")(Paired)
+    (element,) = WeightPruningConfig([{"pattern": "mixed"}]).complete_elements()
+    assert type(get_pattern(element, {})) is Paired
+    with pytest.raises(UnknownNameError, match=r"Unknown pattern 'other'\. Known: .*mixed"):
+        get_pattern(element | {"pattern": "other"}, {})
 
 
 def test_a_class_may_bring_weights_back() -> None:
@@ -352,6 +389,14 @@ def test_a_class_that_needs_its_own_layers_counts_single_weights(tmp_path: Path)
 
     model = make_model()
     report = secateur.prune(model, {"pattern": "ptRows", "target_sparsity": 0.5, "op_names": ["^[03]$"]})
+    secateur.save(model, tmp_path / "model", report=report)
+    assert {row.verified_as for row in secateur.verify(tmp_path / "model").tensors if row.zeros} == {"1x1"}
+
+
+def test_weights_of_other_layers_count_single_weights(tmp_path: Path) -> None:
+    register_pattern("ptRows")(LockedRows)
+    model = torch.nn.Sequential(torch.nn.ConvTranspose2d(4, 4, 3), torch.nn.Flatten())
+    report = secateur.prune(model, {"pattern": "ptRows", "target_sparsity": 0.5, "op_names": ["0"]})
     secateur.save(model, tmp_path / "model", report=report)
     assert {row.verified_as for row in secateur.verify(tmp_path / "model").tensors if row.zeros} == {"1x1"}
 

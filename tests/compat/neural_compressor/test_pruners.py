@@ -233,6 +233,36 @@ def test_a_lock_on_its_own() -> None:
     assert pruner.global_step == 1
 
 
+def test_a_criterion_ranks_what_a_lock_leaves() -> None:
+    layer = mlp()[0]
+    with torch.no_grad():
+        layer.weight[:4] = 0
+    settings = {**SETTINGS, "pruning_type": "magnitude", "lock_init_sparsity": True, "start_step": 0}
+    (element,) = WeightPruningConfig([{}], **settings).complete_elements()
+    pruner = PytorchBasicPruner(element | {"criterion_type": "magnitude"}, {"0": layer})
+    pruner.on_step_begin(0)
+    assert pruner.init_sparsity_ratio == 0.125
+    assert int((layer.weight == 0).sum()) == 4 * 16
+    pruner.set_global_step(3)
+    pruner.on_step_begin(3)
+    pruner.on_step_begin(3)  # has no effect, as the step is the same
+    assert pruner.completed_pruned_cnt == 2
+    pruner.current_sparsity_ratio = 0.8
+    pruner.set_global_step(6)
+    pruner.on_step_begin(6)  # nothing more goes once there are more zeros than wanted
+    assert pruner.completed_pruned_cnt == 2
+    assert int((layer.weight == 0).sum()) < 0.75 * layer.weight.numel()
+
+
+def test_a_criterion_without_scores_prunes_nothing() -> None:
+    layer = mlp()[0]
+    (element,) = WeightPruningConfig([{}], **SETTINGS).complete_elements()
+    pruner = PytorchBasicPruner(element | {"criterion_type": "snip"}, {"0": layer})
+    pruner.set_global_step(1)
+    pruner.on_step_begin(1)
+    assert bool(pruner.masks["0"].all())
+
+
 def test_steps_can_be_set_before_the_run() -> None:
     model, callbacks, pruner = prepare(pruning_type="magnitude")
     pruner.start_step, pruner.end_step = 4, 7
@@ -276,6 +306,8 @@ def test_progressive_steps(steps: int | None, parts: list[int]) -> None:
 
 def test_attributes_before_and_after_the_run() -> None:
     model, callbacks, pruner = prepare(pruning_type="snip_momentum", reg_type="group_lasso", reg_coeff=0.01)
+    assert (pruner.target_sparsity_ratio, pruner.max_sparsity_ratio_per_op) == (0.75, 0.98)
+    assert repr(pruner) == "PresentedPruner(snip_momentum, 4x1, ['0', '2'])"
     assert (pruner.pattern.pattern, list(pruner.pattern.views)) == ("4x1", ["0", "2"])
     assert type(pruner.criterion).__name__ == "ModuleSnipMomentum"
     assert type(pruner.reg).__name__ == "GroupLasso"

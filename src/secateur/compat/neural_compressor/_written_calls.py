@@ -90,12 +90,10 @@ class PatternCaller(BasePattern):
     def find_class(self) -> tuple[type, str]:
         """Return the class and the pattern for which it is created; the layout of weights in files tells the framework.
 
-        Raises:
-            ConfigError: The pattern does not name a registered class.
+        The pattern names a class that is registered, because `serves` has said so.
         """
         match = SPECIFICATION.fullmatch(self.pattern)
-        if match is None or match["type"] not in PATTERNS:
-            raise ConfigError(f"pattern {self.pattern!r} must name a registered class, such as 'ptNxM(4x1)'.")
+        assert match is not None
         named = PATTERNS[match["type"]]
         if not match["pattern"]:
             return named, match["type"]
@@ -111,7 +109,6 @@ class PatternCaller(BasePattern):
             layers: Layer name → layer.
 
         Raises:
-            ConfigError: The pattern does not name a registered class.
             UnsupportedModelError: The class has no ``get_masks``.
         """
         written, inner = self.find_class()

@@ -144,6 +144,7 @@ class KerasPruner:
         patterns = [pattern for pattern in self.plan.patterns if pattern.views]
         weights = {name: KernelWeight(name, pattern) for pattern in patterns for name in pattern.views}
         self._runs = [Run(pattern, weights, options=options) for pattern in patterns]
+        self._observers = [run.observer for run in self._runs if run.observer is not None]
         for run in self._runs:
             if run.scores.needs_gradient and not run.updater.is_locked:
                 raise ConfigError(
@@ -157,15 +158,13 @@ class KerasPruner:
 
     def before_step(self) -> None:
         """Announce a step."""
-        for run in self._runs:
-            if run.observer is not None:
-                run.observer.before_step(self.step + 1)
+        for observer in self._observers:
+            observer.before_step(self.step + 1)
 
     def after_step(self) -> None:
         """Announce the end of a step: set pruned weights to zero, and update masks if an update is due."""
-        for run in self._runs:
-            if run.observer is not None:
-                run.observer.after_step(self.step + 1)
+        for observer in self._observers:
+            observer.after_step(self.step + 1)
         self.apply_masks()
         self.step += 1
         for run in self._runs:
