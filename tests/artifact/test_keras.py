@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import secateur
-from secateur.artifact import inspect
+from secateur.artifact import Artifact, inspect
 from secateur.errors import ArtifactError, ConfigError, ModelLoadError, UnsupportedModelError
 from tiny_keras_models import net
 
@@ -108,6 +109,68 @@ def test_a_class_that_is_not_registered_needs_its_code(tmp_path: Path) -> None:
         path.write_text(json.dumps(description))
         with pytest.raises(ArtifactError, match=r"keras\.json: has changed since it was written"):
             secateur.load(tmp_path / "saved")
+
+
+class Sized(keras.layers.Layer):
+    """A layer that no file describes, because a function tells its size."""
+
+    def __init__(self, size: Callable[[], int]) -> None:
+        super().__init__(name="sized")
+        self.size = size
+
+    def build(self, shape: Any) -> None:
+        """Create its weight."""
+        self.kernel = self.add_weight(shape=(shape[-1], self.size()), name="kernel")
+
+    def call(self, inputs: Any) -> Any:
+        """Multiply."""
+        return keras.ops.matmul(inputs, self.kernel)
+
+
+def test_a_layer_that_nothing_describes_needs_its_code(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((4,)), Sized(lambda: 3)])
+    secateur.save(model, tmp_path / "saved")
+    with pytest.raises(ArtifactError, match="which only your code can build"):
+        secateur.load(tmp_path / "saved")
+    other = keras.Sequential([keras.Input((4,)), Sized(lambda: 3)])
+    assert same(secateur.load(tmp_path / "saved", other), model)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled(keras.layers.Layer):
+    """A registered layer with values from the start, and two weights of one name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scale = keras.Variable([1.0, 2.0, 3.0], name="scale")
+
+    def build(self, _shape: Any) -> None:
+        """Create both weights."""
+        self.first, self.second = (self.add_weight(shape=(3,), name="bias") for _ in range(2))
+
+    def call(self, inputs: Any) -> Any:
+        """Scale and shift."""
+        return inputs * self.scale + self.first - self.second
+
+
+def test_a_registered_layer_may_create_values_and_repeat_names(tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), Scaled(name="scaled")])
+    model.layers[0].first.assign([4.0, 5.0, 6.0])
+    secateur.save(model, tmp_path / "saved")
+    assert set(Artifact(tmp_path / "saved").manifest.tensors) == {
+        "scaled/scale",
+        "scaled/bias",
+        "scaled/bias@2",
+    }
+    assert same(secateur.load(tmp_path / "saved"), model)
+
+
+def test_numbers_that_safetensors_does_not_have_are_refused(tmp_path: Path) -> None:
+    layer = keras.layers.Dense(3, name="fc")
+    layer.extra = keras.Variable(np.ones(2), dtype="complex128", trainable=False, name="extra")
+    model = keras.Sequential([keras.Input((4,)), layer])
+    with pytest.raises(UnsupportedModelError, match="'fc/extra' has dtype complex128, which safetensors does not"):
+        secateur.save(model, tmp_path / "saved")
 
 
 def test_a_lambda_is_not_run(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What a model's reference finds, and what it says when it finds nothing."""
 
+import io
 import json
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,11 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "sample_nets.py").write_text(CODE, "utf-8")
     (tmp_path / "broken_nets.py").write_text("\n1 / 0\n", "utf-8")
     (tmp_path / "poor_nets.py").write_text("import no_such_package.deep\n", "utf-8")
+    (tmp_path / "strict_nets.py").write_text("import secateur\nsecateur.plan(3, {})\n", "utf-8")
+    (tmp_path / "stopped_nets.py").write_text('raise KeyboardInterrupt("stop")\n', "utf-8")
     monkeypatch.chdir(tmp_path)
     yield "sample_nets"
-    for name in ("sample_nets", "broken_nets", "poor_nets"):
+    for name in ("sample_nets", "broken_nets", "poor_nets", "strict_nets", "stopped_nets"):
         sys.modules.pop(name, None)
 
 
@@ -107,11 +111,13 @@ def test_path_is_left_as_it_was(nets: str) -> None:
             ModelLoadError,
             r"Importing 'broken_nets' raised ZeroDivisionError.*broken_nets.py, line 2",
         ),
+        ("strict_nets:build", UnsupportedModelError, "found int"),
+        ("stopped_nets:build", KeyboardInterrupt, "^stop$"),
         ("poor_nets:build", MissingPackageError, "'poor_nets' imports 'no_such_package', which is not installed"),
     ],
 )
 @pytest.mark.usefixtures("nets")
-def test_errors_of_code(reference: str, error: type[Exception], message: str) -> None:
+def test_errors_of_code(reference: str, error: type[BaseException], message: str) -> None:
     with pytest.raises(error, match=message):
         load_model(reference)
 
@@ -178,6 +184,27 @@ def test_meta_weights_are_seen() -> None:
         assert nn.Linear(2, 2).weight.device.type == "meta"
 
 
+def zip_of(name: str, content: str) -> bytes:
+    """A zip file with one member."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(name, content)
+        return file.getvalue()
+
+
+def test_a_keras_file_of_a_layer_is_refused(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="fc")]).save(tmp_path / "m.keras")
+    layer = keras.saving.serialize_keras_object(keras.layers.Dense(3, name="fc"))
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, json.dumps(layer) if name == "config.json" else content)
+    with pytest.raises(ModelLoadError, match=r"Keras cannot read a model from '.*m\.keras'"):
+        load_model(str(tmp_path / "m.keras"))
+
+
 def test_a_keras_file_is_read(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(64, name="fc"), keras.layers.Dense(2)])
@@ -192,6 +219,7 @@ def test_a_keras_file_is_read(tmp_path: Path) -> None:
         ("missing.keras", None, UnknownNameError, r"There is no file '.*missing\.keras'"),
         ("broken.keras", b"PK\x03\x04 no zip", ModelLoadError, r"Keras cannot read a model from '.*broken\.keras'"),
         ("empty.keras", b"", ModelLoadError, "Keras cannot read a model"),
+        ("other.keras", zip_of("config.json", "{}"), ModelLoadError, r"it has no model\.weights\.h5"),
     ],
 )
 def test_a_bad_keras_file_is_an_error(tmp_path: Path, name: str, content: Any, kind: type, message: str) -> None:

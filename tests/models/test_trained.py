@@ -1,6 +1,8 @@
 """Models with their weights, by reference."""
 
 import importlib.util
+import json
+import struct
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from torch import nn
 import secateur
 from secateur.errors import ConfigError, ModelLoadError, UnknownNameError
 from secateur.models import load_model, load_trained
+from secateur.models.pytorch import open_model_folder
 from tiny_models import bits
 
 CODE = """
@@ -74,6 +77,25 @@ def test_weights_of_a_model_from_code(name: str, file: str, write: Callable[...,
     assert found.companions is None
 
 
+def test_weights_of_another_type_are_converted() -> None:
+    dense = net()
+    torch.save({name: tensor.half() for name, tensor in dense.state_dict().items()}, "net.pt")
+    for name in ("build", "empty"):
+        found = load_trained(f"trained_nets:{name}", Path("net.pt")).model
+        for name, tensor in dense.state_dict().items():
+            assert torch.equal(found.state_dict()[name].float(), tensor.half().float())
+
+
+def test_a_tied_weight_may_be_there_twice() -> None:
+    state = {"one.weight": torch.ones(4, 4), "one.bias": torch.ones(4), "two.bias": torch.zeros(4)}
+    torch.save(state | {"two.weight": torch.ones(4, 4)}, "tied.pt")
+    model = load_trained("trained_nets:Tied", Path("tied.pt")).model
+    assert model.two.weight is model.one.weight
+    torch.save(state | {"two.weight": torch.zeros(4, 4)}, "tied.pt")
+    with pytest.raises(ModelLoadError, match=r"'one\.weight' and 'two\.weight' are tied in the model, but have"):
+        load_trained("trained_nets:Tied", Path("tied.pt"))
+
+
 def test_a_tied_weight_may_be_there_once() -> None:
     state = {"one.weight": torch.ones(4, 4), "one.bias": torch.ones(4), "two.bias": torch.zeros(4)}
     save_file(state, "tied.safetensors")
@@ -94,6 +116,7 @@ class Harmful:
         (net().state_dict() | {"0.bias": torch.ones(3)}, r"'0.bias' has shape \[3\] in 'net.pt', but \[8\] in the"),
         ([torch.ones(2)], "must have a state dict that maps names to tensors, found list"),
         ({"epoch": 3}, "must have a state dict"),
+        ({3: torch.ones(2)}, "must have a state dict that maps names to tensors, found 3"),
         (Harmful(), "cannot be read as a state dict .* may be harmful code"),
     ],
 )
@@ -157,12 +180,22 @@ def test_code_in_a_folder_never_runs(folder: Path) -> None:
             load("own")
 
 
+def gguf_of(tensors: int, values: int, entry: tuple[int, int], *, size: int = 0) -> bytes:
+    """A GGUF file whose first entry has a name of some length, a number, and a size."""
+    length, number = entry
+    head = b"GGUF" + struct.pack("<IQQ", 3, tensors, values)
+    return head + struct.pack(f"<Q{length}sIQ", length, b"x" * length, number, size) + bytes(64)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "kind", "message"),
     [
         ("missing.gguf", None, UnknownNameError, "There is no file 'missing.gguf'"),
         ("no_package/missing.gguf", None, UnknownNameError, "There is no file"),
         ("broken.gguf", b"GGUF no more", ModelLoadError, "transformers cannot build a model from 'broken.gguf'"),
+        ("axes.gguf", gguf_of(1, 0, (1, 9)), ModelLoadError, "a tensor has 9 axes"),
+        ("huge.gguf", gguf_of(1, 0, (1, 1), size=1 << 60), ModelLoadError, "a tensor has 1,152,921,504,606,846,976 "),
+        ("type.gguf", gguf_of(0, 1, (1, 99)), ModelLoadError, "a value has type 99"),
     ],
 )
 def test_a_bad_gguf_file_is_an_error(folder: Path, name: str, content: Any, kind: type, message: str) -> None:
@@ -237,6 +270,54 @@ def test_a_gguf_file_is_pruned_and_saved(folder: Path) -> None:
     assert [layer.sparsity for layer in report.layers] == [0.5] * 14
     secateur.save(trained.model, folder / "saved", report=report, tokenizer=trained.companions)
     assert bits(load_trained("saved").model) == bits(trained.model)
+
+
+def test_names_in_a_keras_file_may_lead_in_circles(folder: Path) -> None:
+    keras, h5py = pytest.importorskip("keras"), pytest.importorskip("h5py")
+    code = "import keras\ndef build():\n    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])\n"
+    (folder / "trained_keras_nets.py").write_text(code, "utf-8")
+    dense = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    dense.save_weights("net.weights.h5")
+    with h5py.File("net.weights.h5", "a") as file:
+        file["circle"], file["type"] = file["/"], np.dtype("f4")
+    found = load_trained("trained_keras_nets:build", Path("net.weights.h5")).model
+    assert [held.tolist() for held in found.get_weights()] == [held.tolist() for held in dense.get_weights()]
+    sys.modules.pop("trained_keras_nets")
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file, _: file.create_dataset("x", (3,), "f4", external=[("x.bin", 0, 12)]), "found a reference to"),
+        (lambda file, h5py: file.create_dataset("x", data=["a"], dtype=h5py.string_dtype()), "found objects"),
+        (lambda file, h5py: file.__setitem__("x", h5py.SoftLink("/y")), "'x' must be in the file, found a link"),
+    ],
+    ids=["external", "objects", "link"],
+)
+def test_a_keras_file_must_have_its_numbers(folder: Path, write: Any, message: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    code = "import keras\ndef build():\n    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])\n"
+    (folder / "trained_keras_nets.py").write_text(code, "utf-8")
+    with h5py.File("bad.weights.h5", "w") as file:
+        write(file, h5py)
+    with pytest.raises(ModelLoadError, match=f"Keras cannot load 'bad.weights.h5' into the model.*{message}"):
+        load_trained("trained_keras_nets:build", Path("bad.weights.h5"))
+    sys.modules.pop("trained_keras_nets")
+
+
+def test_a_folder_of_pickled_parts_is_opened(folder: Path) -> None:
+    parts = {"a.bin": {"one.weight": torch.ones(2, 3)}, "b.bin": {"two.weight": torch.zeros(3, 2)}}
+    for name, state in parts.items():
+        torch.save(state, name)
+    assert open_model_folder(folder) is None  # without the index, nobody reads them
+    weights = {tensor: name for name, state in parts.items() for tensor in state}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weights}), "utf-8")
+    source = open_model_folder(folder)
+    assert source is not None
+    assert {name: tensor.shape for name, tensor in source.tensors.items()} == {
+        "one.weight": (2, 3),
+        "two.weight": (3, 2),
+    }
 
 
 def test_weights_of_a_keras_model(folder: Path) -> None:
