@@ -35,6 +35,20 @@ def test_smaller_linear_layers_match_dense(kind: str, inputs: Sequence[int], out
     assert smaller.nbytes == 4 * (6 - len(outputs)) * (8 - len(inputs)) + 8 * (14 - len(outputs) - len(inputs))
 
 
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_transforms_of_smaller_layers_use_the_dense_weight(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = transformers.pytorch_utils.Conv1D(6, 8) if kind == "conv1d" else nn.Linear(8, 6)
+    kept = torch.arange(6) > 1
+    with torch.no_grad():
+        (layer.weight.T if kind == "conv1d" else layer.weight)[~kept] = 0
+    smaller = ChannelLinear(layer, kept, torch.ones(8, dtype=torch.bool))
+    assert (smaller.in_features, smaller.out_features) == (8, 6)
+    given = torch.randn(3, 2, 8)
+    with torch.no_grad():
+        assert torch.allclose(torch.func.vmap(smaller)(given), layer(given), atol=1e-6)
+
+
 @pytest.mark.parametrize("outputs", [(), (0, 5), range(6)])
 @pytest.mark.parametrize("inputs", [(), (1, 2, 7), range(8)])
 @pytest.mark.parametrize(

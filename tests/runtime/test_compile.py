@@ -25,6 +25,7 @@ from secateur.runtime.kernels import OVERREAD_FLOATS, ConvolutionWindow, PackedM
 from secateur.runtime.pytorch import ChannelConv2d, SparseConv2d, SparseLayer, SparseLinear
 from secateur.runtime.pytorch.candidates import SparseCandidate, find_candidates
 from secateur.runtime.pytorch.recognized_weight import RecognizedWeight
+from tiny_keras_models import net
 from tiny_transformers import FAMILIES
 
 ALL = [".*"]
@@ -558,6 +559,8 @@ def test_unsupported_models_raise() -> None:
         secateur.runtime.compile(model, torch.randn(2, 8), cuda_graphs=True)
     with pytest.raises(UnsupportedModelError, match=r"must be a torch\.nn\.Module or a keras\.Model, found dict"):
         secateur.runtime.compile({}, torch.randn(2, 9))
+    with pytest.raises(UnsupportedModelError, match=r"this is a Keras model.*Pass a torch\.nn\.Module\."):
+        secateur.runtime.compile(net(), torch.randn(2, 9))
 
 
 @pytest.mark.usefixtures("replace_all_layers")
@@ -576,6 +579,9 @@ def test_layers_have_a_repr() -> None:
     assert isinstance(model[0], SparseLinear)
     assert isinstance(model[0], SparseLayer)
     assert re.search(r"32, 64, [14]x1, [\d,]+ bytes", repr(model[0]))
+    model[0].register_parameter("scale", None)
+    with pytest.raises(StateError):
+        model[0].register_parameter("weight", None)
     assert model[0].weight.shape == (64, 32)
     assert model[0].weight.dtype == torch.float32
     actual = RecognizedWeight.from_layer(prune_model(mlp(32, 64), "1xchannel", 0.5)[0])

@@ -50,6 +50,12 @@ def test_outputs_match_the_dense_layer(layer: nn.Module, shape: tuple[int, ...])
     assert torch.allclose(actual, expected, atol=1e-4)
 
 
+def test_transforms_use_the_dense_weight(layer: nn.Module) -> None:
+    inputs = torch.randn(3, 2, 64)
+    with torch.no_grad():
+        assert torch.allclose(torch.func.vmap(build_block_sparse_layer(layer))(inputs), layer(inputs), atol=1e-4)
+
+
 def test_inference_mode_is_supported(layer: nn.Module) -> None:
     replaced = build_block_sparse_layer(layer)
     with torch.inference_mode():

@@ -98,6 +98,21 @@ def test_weights_that_are_stored_as_sparse_tensors() -> None:
         assert (report.layers[0].sparsity, report.layers[0].dense_bytes) == (1 - 1 / 8, 256)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_unusual_weights_have_a_reason() -> None:
+    stored, unusual, meta = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8, device="meta")
+    stored.weight = nn.Parameter(torch.eye(8).to_sparse_csr(), requires_grad=False)
+    unusual.weight = nn.Parameter(torch.ones(2, 3, 4), requires_grad=False)
+    reports = inspect_layers(nn.Sequential(stored, unusual, meta).eval())
+    assert {name: report.reason for name, report in reports.items()} == {
+        "0": "its weight is stored as torch.sparse_csr",
+        "1": "",
+        "2": "its weight is on the meta device and has no values",
+    }
+    assert reports["0"].sparsity == 1 - 1 / 8
+    assert reports["1"].pattern is None
+
+
 def test_bytes_of_a_shared_weight_are_counted_once() -> None:
     model = nn.ModuleDict({"embedding": nn.Embedding(16, 8), "head": nn.Linear(8, 16, bias=False)})
     model["head"].weight = model["embedding"].weight

@@ -162,6 +162,43 @@ def test_a_model_that_fails_with_a_replaced_layer_keeps_it_dense() -> None:
         assert is_close(model(torch.ones(2, 32)), dense(torch.ones(2, 32)))
 
 
+def test_a_model_that_fails_with_hooks_stays_dense() -> None:
+    def forward(model: TwoLayers, x: torch.Tensor) -> torch.Tensor:
+        assert not model.up._forward_hooks
+        return run_both_layers(model, x)
+
+    _, _, report = compile_model(prune_model(TwoLayers(forward)), torch.randn(8, 32))
+    for row in report.layers:
+        assert row.reason.startswith("the model fails while calls of its layers are recorded: AssertionError")
+
+
+def test_a_layer_whose_inputs_have_another_type_stays_dense() -> None:
+    def forward(model: TwoLayers, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model.down(torch.relu(model.up(x)))
+
+    _, _, report = compile_model(prune_model(TwoLayers(forward)), torch.randn(8, 32))
+    assert {row.name: row.reason for row in report.layers}["down"] == (
+        "its inputs are torch.bfloat16, but its weight is torch.float32"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")  # both kinds of tensors are deprecated or a prototype
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda y: torch.nested.nested_tensor([y[:1], y[1:]]),
+        lambda y: torch.quantize_per_tensor(y, 0.5, 0, torch.qint8),
+    ],
+    ids=["nested", "quantized"],
+)
+def test_unusual_tensors_are_compared(convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    expected = take_snapshot(convert(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])))
+    other = take_snapshot(convert(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]])))
+    assert measure_difference(expected, expected) == 0.0
+    assert measure_difference(expected, other) > 0.1
+
+
 def test_models_can_use_random_numbers() -> None:
     def forward(model: TwoLayers, x: torch.Tensor) -> torch.Tensor:
         return run_both_layers(model, x + torch.randn_like(x))
@@ -310,6 +347,13 @@ def override_forward(layer: nn.Linear) -> nn.Module:
     return layer
 
 
+def assign_weight(layer: nn.Linear) -> nn.Module:
+    weight = layer.weight.detach()
+    del layer.weight
+    layer.weight = weight
+    return layer
+
+
 def add_buffer(layer: nn.Linear) -> nn.Module:
     layer.register_buffer("scale", torch.ones(1))
     return layer
@@ -340,6 +384,7 @@ DENSE: dict[str, tuple[Callable[[nn.Linear], nn.Module], str]] = {
         convert_weight_to_buffer,
         "it has parameters, buffers or modules besides its weight and bias",
     ),
+    "weight as an attribute": (assign_weight, "its weight is computed and not a parameter"),
     "forward hook": (add_hook("forward_hook"), "it has hooks, which would be lost"),
     "forward pre-hook": (add_hook("forward_pre_hook"), "it has hooks, which would be lost"),
     "backward hook": (add_hook("full_backward_hook"), "it has hooks, which would be lost"),

@@ -20,7 +20,7 @@ from secateur.runtime.kernels.codegen import TargetMachine
 from secateur.runtime.kernels.codegen.row_panel import RowPanel
 from secateur.runtime.kernels.codegen.target import emit_assembly
 from secateur.runtime.kernels.formats import BitmaskFormat, ColumnTileFormat, WeightFormat
-from secateur.runtime.kernels.formats.dtypes import decode, merge_float32, split_float32
+from secateur.runtime.kernels.formats.dtypes import decode, encode, merge_float32, split_float32
 
 amx = pytest.mark.skipif(not has_amx(), reason="needs a processor with AMX")
 GUARD = 64
@@ -242,6 +242,28 @@ def test_format_depends_on_the_zeros(pattern: str, sparsity: float, kind: type[W
     matrix = PackedMatrix.from_dense_for_amx(create_numbers(256, 256) * kept, pattern, "float32")
     assert isinstance(matrix.weights, kind)
     assert 5 * np.count_nonzero(kept) < matrix.nbytes <= share * 4 * kept.size
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 40, 300, 1000])
+@pytest.mark.parametrize("height", [1, 16])
+def test_processors_with_amx_multiply_tiles(height: int, rows: int, dtype: str) -> None:
+    """The selection for such a processor, on any."""
+    weight = np.repeat(create_pruned((128 // height, 700), 0.3), height, axis=0)
+    weights = dispatch.pack_weight_for_amx(weight, dtype)
+    assert isinstance(weights, BitmaskFormat if height == 1 else ColumnTileFormat)
+    assert np.array_equal(weights.to_dense(), weight if dtype == "float32" else decode(encode(weight, dtype)))
+    steps = dispatch.select_amx_kernels(weights, weights.activation_type, rows, has_amx=True)
+    assert sum(step.rows for step in steps) == rows
+    for kernel, count in steps:
+        assert isinstance(kernel, BitmaskSmallBatchKernel) is (height == 1 and rows == 1)
+        assert kernel.get_scratch_bytes(700) >= 0
+        costs = kernel.get_cumulative_costs(weights.starts, 700)
+        assert costs[0] == 0
+        assert np.all(np.diff(costs) >= 0)
+        assert costs[-1] > 0
+        assert kernel.width > 0
+        assert count <= kernel.width or isinstance(weights, ColumnTileFormat) or kernel.width % 32 == 0
 
 
 def test_kernels_expand_and_multiply_tiles() -> None:

@@ -13,7 +13,7 @@ import pytest
 from installed_packages import hide_packages
 from runtime.kernels.products import convolve, multiply
 from secateur.errors import MissingPackageError
-from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix
+from secateur.runtime.kernels import ConvolutionWindow, PackedMatrix, dispatch
 from secateur.runtime.kernels.block import BlockPanelKernel, BlockSmallBatchKernel
 from secateur.runtime.kernels.codegen import Emitter, Kernel, TargetMachine, get_host
 from secateur.runtime.kernels.codegen.image_panel import ImagePanel
@@ -53,6 +53,20 @@ def create_kernels(target: TargetMachine, weight_type: str) -> list[Kernel]:
         OutputPairPanelKernel(128, 64, panel, weight_type),
         OutputPairSmallBatchKernel(128, 64, "float", 1, weight_type),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "inputs", "vectors"),
+    [("avx2", 4, 64, 2), ("avx512", 4, 64, 5), ("avx512", 4, 4096, 4), ("cortex", 8, 64, 3)],
+)
+def test_sums_of_blocks_fit_in_the_registers(
+    use_processor: Callable[[TargetMachine], None], name: str, height: int, inputs: int, vectors: int
+) -> None:
+    use_processor(TARGETS[name][0])
+    weights = dispatch.pack_weight(np.ones((16, inputs), np.float32), f"{height}x1", 512)
+    steps = dispatch.select_kernels(weights, "float", 512)
+    assert sum(step.rows for step in steps) == 512
+    assert max(step.kernel.panel.vectors for step in steps) == vectors
 
 
 @pytest.mark.parametrize("weight_type", ["float", "bfloat", "i8"])

@@ -150,7 +150,7 @@ def select_kernels(weights: WeightFormat, activation_type: str, rows: int) -> li
     """
     inputs, host, types = weights.shape[1], target.get_host(), (activation_type, weights.weight_type)
     if isinstance(weights, AmxFormat):
-        return _select_amx_kernels(weights, activation_type, rows)
+        return select_amx_kernels(weights, activation_type, rows, has_amx=target.has_amx())
     match weights:
         case BlockFormat():
             return _select_block_kernels(weights.block, inputs, (weights.index_type, *types), rows, host)
@@ -158,9 +158,8 @@ def select_kernels(weights: WeightFormat, activation_type: str, rows: int) -> li
             return _select_nm_kernels((weights.keep, weights.group), types, rows, host)
         case OutputPairFormat():
             return _select_output_pair_kernels((weights.chunk, OUTPUT_PAIR_PIECE), types, inputs, rows, host)
-        case UnstructuredFormat():
-            return _select_unstructured_kernels((weights.chunk, UNSTRUCTURED_PIECE), types, rows, host)
-    raise TypeError(f"no kernel reads {type(weights).__name__}")
+    assert isinstance(weights, UnstructuredFormat)
+    return _select_unstructured_kernels((weights.chunk, UNSTRUCTURED_PIECE), types, rows, host)
 
 
 def select_convolution_kernel(weights: WeightFormat, panel: ActivationPanel) -> Kernel:
@@ -194,22 +193,30 @@ def get_max_vectors(weights: WeightFormat) -> int:
     return 4 if _has_32_registers(host) else 2
 
 
-def _select_amx_kernels(weights: AmxFormat, activation_type: str, rows: int) -> list[KernelStep]:
+def select_amx_kernels(weights: AmxFormat, activation_type: str, rows: int, *, has_amx: bool) -> list[KernelStep]:
+    """Select the kernels for weights that are packed for AMX. See `select_kernels`.
+
+    Args:
+        weights: The packed weights.
+        activation_type: LLVM type of the activations.
+        rows: Batch rows.
+        has_amx: Whether the processor has AMX.
+
+    Raises:
+        ConfigError: The weights need activations of another type.
+        LayerError: The weights need AMX, which this processor does not have.
+    """
     if activation_type != weights.activation_type:
         expected, actual = DTYPE_NAMES[weights.activation_type], DTYPE_NAMES[activation_type]
         raise ConfigError(f"a weight packed for AMX as {expected} needs activations of {expected}, found {actual}.")
-    match weights:
-        case ColumnTileFormat():
-            if not target.has_amx():
-                raise LayerError(
-                    "the weight was packed for a processor with AMX, which this one lacks. Compile the model on this "
-                    "machine."
-                )
-            return _select_column_tile_kernels(weights.index_type, activation_type, rows)
-        case BitmaskFormat():
-            inputs = weights.shape[1]
-            return _select_bitmask_kernels(inputs, activation_type, rows, has_amx=target.has_amx())
-    raise TypeError(f"no kernel reads {type(weights).__name__}")
+    if isinstance(weights, BitmaskFormat):
+        return _select_bitmask_kernels(weights.shape[1], activation_type, rows, has_amx=has_amx)
+    assert isinstance(weights, ColumnTileFormat)
+    if not has_amx:
+        raise LayerError(
+            "the weight was packed for a processor with AMX, which this one lacks. Compile the model on this machine."
+        )
+    return _select_column_tile_kernels(weights.index_type, activation_type, rows)
 
 
 @lru_cache(maxsize=1024)
