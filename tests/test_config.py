@@ -125,6 +125,7 @@ def test_every_problem_is_reported() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        ({"kind": "pattern_lock", "reg_type": "group_lasso"}, "reg_type has no effect with kind='pattern_lock'"),
         ({"start_step": 9, "end_step": 5}, r"start_step must not be greater than end_step, found 9 > 5\."),
         (
             {"min_sparsity_ratio_per_op": 0.6, "max_sparsity_ratio_per_op": 0.5},

@@ -190,6 +190,16 @@ def test_bad_input_leaves_the_model_unchanged(
     assert all(torch.equal(weight, mlp().get_parameter(name)) for name, weight in model.named_parameters())
 
 
+def test_the_allocation_names_the_scope() -> None:
+    sparsities = {}
+    for allocation in ("uniform", "global"):
+        config = {**FISHER, "pruning_scope": "global", "target_sparsity": 0.25}
+        report = secateur.prune(mlp(), config, calibration=draw_batches(), loss=cross_entropy, allocation=allocation)
+        sparsities[allocation] = {layer.sparsity for layer in report.layers}
+    assert sparsities["uniform"] == {0.25}
+    assert sparsities["global"] == {0.125, 0.375}
+
+
 def test_layers_that_the_loss_does_not_reach_are_refused() -> None:
     model = mlp()
     unused = nn.ModuleDict({"used": model, "unused": nn.Linear(4, 4)})

@@ -43,6 +43,30 @@ def test_a_deferred_interrupt_is_raised_at_the_end() -> None:
     assert order == ["deferred"]
 
 
+def test_a_program_that_ignores_interrupts_still_does() -> None:
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    order: list[str] = []
+    try:
+        with defer_interrupts():
+            press_ctrl_c(order, "ignored")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert order == ["ignored"]
+
+
+def test_a_handler_that_is_set_meanwhile_stays() -> None:
+    previous = signal.getsignal(signal.SIGINT)
+    caught: list[int] = []
+    try:
+        with defer_interrupts():
+            signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert caught == [signal.SIGINT]
+
+
 def test_cleanup_is_not_interrupted() -> None:
     order: list[str] = []
 

@@ -7,6 +7,7 @@ import pytest
 
 import secateur
 from secateur.errors import LayerError, UnsupportedModelError
+from secateur.frameworks.keras import name_variables
 
 layers = keras.layers
 
@@ -175,3 +176,23 @@ def test_a_lock_refuses_zeros_under_lora() -> None:
         "head": None,
     }
     assert secateur.plan(lora(zeros=True), {**lock, "excluded_op_names": ["body"]}).layers[-1].is_pruned
+
+
+class Doubled(layers.Layer):
+    """Two matrices of the same name, and one of whole numbers."""
+
+    def build(self, shape: Any) -> None:
+        self.first, self.second = (self.add_weight(shape=(shape[-1], 4), name="matrix") for _ in range(2))
+        self.codes = self.add_weight(shape=(4, 4), dtype="int32", initializer="zeros", trainable=False, name="codes")
+
+    def call(self, inputs: Any) -> Any:
+        return keras.ops.matmul(inputs, self.first + self.second)
+
+
+def test_matrices_of_one_layer_have_names_and_reasons() -> None:
+    model = keras.Sequential([keras.Input((8,)), Doubled(name="own"), layers.Dense(4, name="out")])
+    found = secateur.plan(model, {"kind": "pattern_lock", "op_names": [".*"]})
+    reasons = {layer.name: layer.reason for layer in found.layers}
+    assert {"own/matrix", "own/matrix#2", "own/codes"} <= reasons.keys()
+    assert reasons["own/codes"] == "its dtype is int32; zeros of floating-point variables are kept"
+    assert set(name_variables(model)) >= {"own/matrix", "own/matrix#2", "own/codes"}

@@ -40,6 +40,20 @@ def plan(model: nn.Module, **config: Any) -> Plan:
     return secateur.plan(model, {"pattern": "4x1", **config})
 
 
+def test_a_module_without_a_matrix_has_nothing_to_prune() -> None:
+    with pytest.raises(UnknownNameError, match="op_names: 'norm' has no weight with at least two axes, so there is"):
+        plan(Net(), op_names=["norm"])
+
+
+def test_weights_without_values_may_be_locked() -> None:
+    """There are none to look at: the zeros are those of the weights that are loaded later."""
+    model = nn.Sequential(nn.Linear(8, 8, device="meta"), nn.ReLU(), nn.LazyLinear(8), nn.Linear(8, 8))
+    found = secateur.plan(model, {"kind": "pattern_lock", "op_names": [".*"]})
+    reasons = {layer.name: layer.reason for layer in found.layers}
+    assert reasons["0"] is None
+    assert str(reasons["2"]).startswith("its weight has no shape before the first batch")
+
+
 def pruned(model: nn.Module, **config: Any) -> set[str]:
     return {layer.name for layer in plan(model, **config).layers if layer.is_pruned}
 

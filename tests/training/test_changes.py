@@ -39,6 +39,14 @@ def deleted_layer(trial: Trial) -> None:
     trial.model.insert(0, nn.Identity())
 
 
+def shorter_model(trial: Trial) -> None:
+    trial.model.__dict__["_modules"] = {"body": nn.Linear(16, 16)}
+
+
+def complex_numbers(trial: Trial) -> None:
+    trial.model[0].weight.data = trial.model[0].weight.data.to(torch.complex64)
+
+
 def deleted_weight(trial: Trial) -> None:
     del trial.model[0].weight
 
@@ -62,6 +70,8 @@ BREAKING = {
     replaced: "its weight is not the parameter that was pruned",
     replaced_layer: "its weight is not the parameter that was pruned",
     deleted_layer: "its weight is no longer a parameter of the layer",
+    shorter_model: "it is no longer in the model",
+    complex_numbers: "its weight is now torch.strided, torch.complex64, but must be a dense floating-point tensor",
     deleted_weight: "its weight is no longer a parameter of the layer",
     parametrized: "its weight is no longer a parameter of the layer",
     meta: "its weight is not the parameter that was pruned",

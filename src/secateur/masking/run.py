@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
-from secateur._array import Array, count_true, has_nan, to_numpy
+from secateur._array import Array, count_true, has_nan
 from secateur.errors import ConfigError, ScoreError, StateError
 from secateur.masking.locked import describe_locked_zeros
 from secateur.masking.run_options import RunOptions
 from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import MaskUpdater
 from secateur.patterns import BasePattern
-from secateur.patterns.recognition import NonzeroMask, count_units, recognize_pattern
 from secateur.patterns.slices import SliceTiling
 from secateur.patterns.tiling import Tiling
 from secateur.patterns.verification import verify_masks, verify_zeros
@@ -208,8 +207,6 @@ class Run(Generic[Weight]):
         if not others and isinstance(tiling, SliceTiling):  # a weight on its own has blocks, whatever they are part of
             pattern, blocks = tiling.block
             units, pruned_units = units * blocks, pruned_units * blocks
-        if self.updater.is_locked and weight.mask is not None:
-            pattern, units, pruned_units = self._recognize_locked(layer)
         return LayerResult(
             name=layer,
             pattern=pattern,
@@ -219,13 +216,6 @@ class Run(Generic[Weight]):
             units=units,
             pruned_units=pruned_units,
         )
-
-    def _recognize_locked(self, layer: str) -> tuple[str, int, int]:
-        """Return the pattern that the locked zeros of a layer follow, its units, and how many of them are pruned."""
-        flags = to_numpy(self.pattern.framework.to_array(self.weights[layer].mask))
-        mask = NonzeroMask(self.pattern.views[layer], flags)
-        pattern = recognize_pattern(mask) or self.config.pattern
-        return pattern, *count_units(mask, pattern)
 
     def _describe_lock(self, layer: str) -> LayerResult:
         mask, view = self.weights[layer].mask, self.pattern.views[layer]

@@ -79,21 +79,17 @@ class MaskUpdater:
         """Return the masks after `step` steps, or ``None`` if they do not change.
 
         Args:
-            step: Number of steps taken.
+            step: Number of steps taken, after which `changes_masks` holds.
             stream: Returns the scores.
             masks: The current masks, in the stored shapes of the weights; empty before the first update.
 
         Raises:
             ScoreError: A score is ``nan``.
         """
-        if self.is_locked:
-            return None
         if self.config.kind == "progressive":
             is_later = self.schedule.parts_until is not None
             advance = self._advance_in_later_parts if is_later else self._advance_progressively
             return advance(step, stream, masks)
-        if not self.schedule.is_update(step):
-            return None
         requested = self.schedule.sparsity(step)
         self.keep, self.requested = self._select(requested, stream, self.keep), requested
         return self.pattern.weight_masks(self.keep)
@@ -150,8 +146,9 @@ class MaskUpdater:
             self.keep, self.scheduled_keep, self.requested = keep, later, requested
             return self.pattern.weight_masks(keep)
         part = self.schedule.find_part(step)
-        if part is None or self.keep is None or self.scheduled_keep is None:
-            return None
+        assert part is not None
+        assert self.keep is not None
+        assert self.scheduled_keep is not None
         return self._interpolate_all(masks, (self.keep, self.scheduled_keep), part, stream)
 
     def _advance_in_later_parts(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -62,14 +63,8 @@ def _count_rows_per_group(batch: Batch) -> int:
 
 def _group_equal(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
     """Yield runs of consecutive batches that differ only in their rows."""
-    group: list[Batch] = []
-    for batch in batches:
-        if group and _describe(batch) != _describe(group[0]):
-            yield group
-            group = []
-        group.append(batch)
-    if group:
-        yield group
+    for _, group in groupby(batches, key=_describe):
+        yield list(group)
 
 
 def _join(group: list[Batch]) -> list[Batch]:
