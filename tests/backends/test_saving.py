@@ -29,7 +29,7 @@ from backends.kit import (
     pruning,
     revived,
 )
-from secateur.errors import ConfigError, StateError
+from secateur.errors import ConfigError, LayerError, StateError
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
 from tiny_keras_models import net
 
@@ -394,9 +394,66 @@ def test_a_state_that_is_loaded_within_fit_is_followed(tmp_path: Path) -> None:
 
 def test_damaged_description_is_refused() -> None:
     config = pruning(compiled()).get_config()
+    within = copy.deepcopy(config) | {"inner_optimizer": keras.saving.serialize_keras_object(pruning(compiled()))}
     config["pruning"]["patterns"][0]["kernels"]["conv"]["index"] = "first"
     with pytest.raises(StateError, match="saved description of a pruning run is damaged"):
         PruningOptimizer.from_config(config)
+    with pytest.raises(StateError, match="its inner optimizer does not fit: The optimizer is already wrapped"):
+        PruningOptimizer.from_config(within)
+    with pytest.raises(StateError, match="the optimizer's configuration must be a mapping, found list"):
+        PruningOptimizer.from_config([])
+    twice = pruning(compiled(model=alike())).get_config()
+    (first, second, *_) = twice["pruning"]["patterns"][0]["kernels"].values()
+    second["index"] = first["index"]
+    with pytest.raises(StateError, match="are one variable"):
+        PruningOptimizer.from_config(twice)
+
+
+def test_a_state_that_cannot_be_read_is_refused() -> None:
+    class Unreadable(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            if key == "0":
+                raise OSError("no such block")
+            return super().__getitem__(key)
+
+    optimizer, state = pruning(compiled()), Unreadable()
+    optimizer.save_own_variables(state)
+    with pytest.raises(StateError, match="cannot be read: 'no such block'"):
+        optimizer.load_own_variables(state)
+
+
+def test_a_run_that_has_ended_only_steps() -> None:
+    optimizer = pruning(compiled())
+    optimizer.close()
+    config = optimizer.get_config()
+    model = net()
+    ended = PruningOptimizer.from_config(config)
+    ended.close()  # there is nothing to end before it is built
+    ended.build(model.trainable_variables)
+    before = bits(model, optimizer=False)
+    gradients = [keras.ops.ones_like(variable.value) for variable in model.trainable_variables]
+    ended.apply(gradients, model.trainable_variables)
+    assert int(ended.iterations) == int(ended.inner_optimizer.iterations) == 1
+    assert ended.step == 0
+    assert bits(model, optimizer=False) != before
+
+
+def test_masks_are_only_applied_to_models_of_the_same_sizes() -> None:
+    model = compiled()
+    fit(model, 1)
+    wider = keras.Sequential(
+        [
+            keras.Input((4, 4, 4)),
+            keras.layers.Conv2D(8, 2, name="conv"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(32, name="fc"),
+        ],
+        name="wider",
+    )
+    before = bits(wider, optimizer=False)
+    with pytest.raises(LayerError, match=r"layer 'fc' has shape \(72, 32\), but its mask has \(72, 16\)"):
+        pruning(model).apply_masks(wider)
+    assert bits(wider, optimizer=False) == before
 
 
 def test_before_it_is_built_a_loaded_optimizer_says_so() -> None:
