@@ -354,6 +354,14 @@ def test_a_report_from_before_adapters_were_merged_belongs_to_the_merged_model(t
     assert len(manifest.configs) == 1
 
 
+def test_names_that_packed_tensors_use_are_refused(tmp_path: Path) -> None:
+    model = nn.Linear(16, 8)
+    report = secateur.prune(nn.Sequential(model), {"pattern": "2:4", "op_names": ["0"]})
+    model.register_buffer("weight#values", torch.ones(2))
+    with pytest.raises(ArtifactError, match="names of tensors must not end with '#values' or '#index'"):
+        secateur.save(nn.Sequential(model), tmp_path / "saved", report=report)
+
+
 def test_what_is_no_dense_tensor_is_refused(tmp_path: Path) -> None:
     model = nn.Module()
     model.register_buffer("sparse", torch.eye(4).to_sparse())

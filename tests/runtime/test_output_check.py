@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import threading
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -269,6 +270,23 @@ def test_example_inputs_are_not_modified() -> None:
     _, report = secateur.runtime.compile(Takes().eval(), (inputs, other, 2.0))
     assert report.replaced == 2
     assert torch.equal(other[0], torch.ones(8, 32))
+
+
+def test_example_inputs_that_cannot_be_copied_are_shared() -> None:
+    lock = threading.Lock()
+
+    class Locked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = prune_model(TwoLayers(run_both_layers))
+
+        def forward(self, x: torch.Tensor, guard: threading.Lock) -> torch.Tensor:
+            assert guard is lock
+            with guard:
+                return self.inner(x)
+
+    _, report = secateur.runtime.compile(Locked().eval(), (torch.randn(8, 32), lock))
+    assert report.replaced == 2
 
 
 # The model is modified at the very end.

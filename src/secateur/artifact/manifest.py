@@ -365,16 +365,6 @@ class Manifest(_ManifestModel):
         """Whether the model has other sizes or fewer modules than its code and configuration say."""
         return any(part is not None for part in (self.sizes, self.branches, self.blocks))
 
-    @property
-    def dense_bytes(self) -> int:
-        """Bytes of all tensors when dense."""
-        return sum(tensor.dense_bytes for tensor in self.tensors.values())
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of all stored arrays."""
-        return sum(tensor.stored_bytes for tensor in self.tensors.values())
-
     def count_disk_bytes(self, manifest_bytes: int) -> int:
         """Count the bytes of all files, including `manifest_bytes` for the manifest itself."""
         return manifest_bytes + sum(self.shards.values()) + sum(file.size for file in self.files.values())
