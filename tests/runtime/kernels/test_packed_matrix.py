@@ -29,11 +29,15 @@ MARKS = {np.float32: np.float32(12345.0), np.uint16: np.uint16(0x1234)}
 ROUNDING = {"float32": 0, "bfloat16": 4e-3, "int8": 1e-2}
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
 
-PATTERNS = [
-    *[("4x1", (12, 37)), ("8x1", (16, 33)), ("16x1", (32, 20)), ("2x3", (6, 9)), ("5x4", (10, 8)), ("1x8", (3, 24))],
+BATCHES = (0, 1, 2, 3, 5, 8, 16, 17, 65, 130)
+"""Batch rows around the limits of small batches, and with one to three panels."""
+FORMATS = [("4x1", (12, 37)), ("16x1", (32, 20)), ("1x1", (130, 300)), ("2:4", (17, 20))]
+"""A pattern for each way of multiplying. Kernels for a batch size are compiled, which takes a tenth of a second."""
+OTHER_PATTERNS = [
+    *[("8x1", (16, 33)), ("2x3", (6, 9)), ("5x4", (10, 8)), ("1x8", (3, 24))],
     *[("16x16", (32, 48)), ("80x2", (160, 6)), ("67x1", (67, 9)), ("12x5", (24, 10)), ("1x3", (4, 9))],
-    *[("1x1", (9, 7)), ("1x1", (130, 300)), ("1x1", (1, 1))],
-    *[("2:4", (17, 20)), ("2:4", (130, 264)), ("1:2", (5, 6)), ("4:8", (33, 24)), ("2:16", (16, 32)), ("1:4", (3, 4))],
+    *[("1x1", (9, 7)), ("1x1", (1, 1))],
+    *[("2:4", (130, 264)), ("1:2", (5, 6)), ("4:8", (33, 24)), ("2:16", (16, 32)), ("1:4", (3, 4))],
     *[("3:5", (4, 10)), ("16:32", (18, 64))],
 ]
 
@@ -95,27 +99,32 @@ def check_products(pattern: str, weight: np.ndarray, batch: int, dtype: str, thr
 
 @pytest.mark.parametrize(
     ("dtype", "batch"),
-    [("float32", batch) for batch in (0, 1, 2, 3, 5, 8, 16, 17, 65, 130)]
-    + [(dtype, batch) for dtype in ("bfloat16", "int8") for batch in (1, 17)],
+    [("float32", batch) for batch in BATCHES] + [(dtype, batch) for dtype in ("bfloat16", "int8") for batch in (1, 17)],
 )
-@pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
+@pytest.mark.parametrize(("pattern", "shape"), FORMATS)
 def test_product_matches_dense(pattern: str, shape: tuple[int, int], dtype: str, batch: int) -> None:
     check_products(pattern, create_pruned(shape, pattern, 0.3), batch, dtype)
 
 
+@pytest.mark.parametrize("batch", [1, 17])
+@pytest.mark.parametrize(("pattern", "shape"), OTHER_PATTERNS)
+def test_products_of_other_patterns_match_dense(pattern: str, shape: tuple[int, int], batch: int) -> None:
+    check_products(pattern, create_pruned(shape, pattern, 0.3), batch, "float32")
+
+
 @pytest.mark.parametrize("density", [0.0, 1.0])
 @pytest.mark.parametrize("batch", [1, 20])
-@pytest.mark.parametrize(("pattern", "shape"), PATTERNS)
+@pytest.mark.parametrize(("pattern", "shape"), FORMATS + OTHER_PATTERNS)
 def test_weights_can_be_zero_or_dense(pattern: str, shape: tuple[int, int], batch: int, density: float) -> None:
     check_products(pattern, create_pruned(shape, pattern, density), batch, "float32")
     check_products(pattern, create_numbers(*shape) * np.float32(density), batch, "float32")
 
 
 @given(
-    block=st.sampled_from([(4, 1), (8, 1), (16, 1), (3, 2), (1, 1), (1, 4)]),
+    block=st.sampled_from([(4, 1), (16, 1), (3, 2), (1, 1), (1, 4)]),
     rows=st.integers(1, 40),
     cols=st.integers(1, 150),
-    batch=st.integers(0, 70),
+    batch=st.sampled_from(BATCHES),
     density=st.floats(0, 1),
     seed=st.integers(0, 2**16),
 )
@@ -128,7 +137,7 @@ def test_product_of_any_shape(
     check_products(pattern, weight, batch, "float32", threads=2)
 
 
-@given(rows=st.integers(1, 150), groups=st.integers(1, 80), batch=st.integers(0, 70), seed=st.integers(0, 2**16))
+@given(rows=st.integers(1, 150), groups=st.integers(1, 80), batch=st.sampled_from(BATCHES), seed=st.integers(0, 2**16))
 @settings(max_examples=30, deadline=None)
 def test_nm_product_of_any_shape(rows: int, groups: int, batch: int, seed: int) -> None:
     check_products("2:4", create_pruned((rows, 4 * groups), "2:4", 0.5, seed), batch, "float32", threads=2)
