@@ -69,8 +69,16 @@ def test_sums_of_blocks_fit_in_the_registers(
     assert max(step.kernel.panel.vectors for step in steps) == vectors
 
 
-@pytest.mark.parametrize("weight_type", ["float", "bfloat", "i8"])
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    ("name", "weight_type"),
+    [
+        *[(name, "float") for name in TARGETS],
+        ("avx512", "i8"),
+        ("avx2", "bfloat"),
+        ("cortex", "i8"),
+        ("apple", "bfloat"),
+    ],
+)
 def test_kernels_use_fma_on_full_vectors(name: str, weight_type: str) -> None:
     target, instruction, register = TARGETS[name]
     for kernel in create_kernels(target, weight_type):
@@ -127,6 +135,8 @@ def test_older_processors_agree(
         y = np.empty((batch, 40), np.float32)
         multiply(matrix, x, y)
         np.testing.assert_allclose(y, x @ matrix.to_dense().T, rtol=1e-4, atol=1e-4)
+        if batch == 6:
+            continue  # each kernel takes a tenth of a second
         half, result = encode(x, "bfloat16"), np.empty((batch, 40), np.uint16)
         multiply(matrix, half, result, activations="bfloat16")
         np.testing.assert_allclose(decode(result), decode(half) @ matrix.to_dense().T, rtol=1e-2, atol=1e-3)
