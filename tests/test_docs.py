@@ -1,6 +1,7 @@
 """Run every Python block of the README and the documentation, and load every configuration in them."""
 
 import re
+import sys
 import textwrap
 import warnings
 from collections import Counter
@@ -30,12 +31,19 @@ TEXT_COLUMNS = 104
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    reset_accelerate()
     monkeypatch.setattr("secateur.runtime.pytorch.baselines.MAX_COMPILED_MODULES", 0)  # torch.compile takes seconds
     with warnings.catch_warnings():
         if page.parent.name == "how-to":  # other packages warn about each other
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", module=r"secateur|page_")
         run_page(page)
+
+
+def reset_accelerate() -> None:
+    """Forget the settings of accelerate, which the first `Accelerator` of a process determines."""
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -51,6 +51,7 @@ EXCEPTIONS: dict[str, str] = {
     "compat/neural_compressor/compression/pruner/__init__.py::prepare_pruning: parameters": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: positional boolean": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: parameters": INTERFACE,
+    "integrations/transformers.py::DistillationMixin.compute_loss: positional boolean": INTERFACE,
     f"{DISTILLATION}::IntermediateLayersKnowledgeDistillationLossConfig.__init__: positional boolean": INTERFACE,
     f"{DISTILLATION}::SelfKnowledgeDistillationLossConfig.__init__: positional boolean": INTERFACE,
     f"{WANDA}: parameters": INTERFACE,

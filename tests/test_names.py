@@ -48,6 +48,9 @@ IRREGULAR_PARTICIPLES = frozenset(
     | {"spread", "taken", "told", "torn", "written"}
 )
 VERBS_IN_ED = frozenset({"embed", "feed", "need", "seed", "shed", "speed"})
+COPIES = {"PruningCallback": 3}
+"""Class name → the number of training frameworks that have one each, in a module that is named after it."""
+
 SUPERLATIVES = frozenset({"FEWEST", "GREATEST", "HIGHEST", "LEAST", "LONGEST", "MOST", "SMALLEST"})
 
 
@@ -121,7 +124,7 @@ def test_a_class_name_occurs_once() -> None:
     for where, tree in trees():
         for name in classes(tree):
             homes[name].append(where)
-    assert {name: places for name, places in homes.items() if len(places) > 1} == {}
+    assert {name: places for name, places in homes.items() if len(places) > COPIES.get(name, 1)} == {}
 
 
 def test_each_check_can_fail() -> None:
