@@ -44,3 +44,9 @@ def test_concatenated_chunks_are_aligned() -> None:
     assert (found.tolist(), found.dtype) == ([0, 1, 2, 0, 1, 2, 3], np.dtype("float64"))
     assert get_address(found) % ALIGNMENT == 0
     assert concat_chunks(chunks[:1]) is chunks[0]
+
+
+def test_chunks_of_any_framework_are_concatenated() -> None:
+    chunks = [torch.tensor([1.0, 2.0]), torch.tensor([3.0])]
+    assert concat_chunks(chunks[:1]) is chunks[0]
+    assert concat_chunks(chunks).tolist() == [1.0, 2.0, 3.0]

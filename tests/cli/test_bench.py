@@ -154,6 +154,10 @@ def test_a_keras_model_of_any_size(folder: Path) -> None:
 def test_the_dense_copy_has_no_zeros_and_the_model_keeps_its_zeros(net: nn.Sequential) -> None:
     before = net[0].weight.clone()
     np.savez("inputs.npz", np.ones((5, 8), dtype=np.float32))
+    np.savez("named.npz", input=np.ones((3, 8), np.float32))
+    named = make_trial(net, Path("named.npz"), 2, 1)
+    assert named.inputs == "2×8"
+    named.pruned()
     made = make_trial(net, Path("inputs.npz"), 2, 1)
     made.dense()
     made.pruned()

@@ -136,6 +136,11 @@ def test_a_mask_prunes_every_member(name: str) -> None:
             np.testing.assert_array_equal(mask, expected[parameter])
 
 
+def test_short_scores_are_added_up_in_float32() -> None:
+    group = Group(units=1, members=(member("w", (4096,), 0, AffineMap(units=1, width=4096)),))
+    assert group.score_units({"w": np.ones(4096, np.float16) * 100}).tolist() == [409600.0]
+
+
 def test_scores_of_torch_give_the_same_bits() -> None:
     torch = pytest.importorskip("torch")
     group = GROUPS["flatten: a convolution, a norm and a linear layer"]()

@@ -194,6 +194,35 @@ def test_tied_weights_have_all_their_names() -> None:
     }
 
 
+def nest() -> keras.Model:
+    """A model inside another that takes a mapping, and a weight that an operation reads."""
+    first, second = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    inner = keras.Model({"b": second, "a": first}, layers.Dense(5, name="middle")(first - second), name="inner")
+    inputs = keras.Input((4,))
+    hidden = layers.Dense(6, name="first")
+    read = inner({"a": hidden(inputs), "b": ops.tanh(hidden(inputs))})
+    return keras.Model(inputs, layers.Dense(2, name="out")(read) + ops.sum(hidden.bias * hidden.bias))
+
+
+def test_inner_models_take_mappings_and_operations_take_variables() -> None:
+    exhibit = KerasExhibit(nest, np.linspace(-1, 1, 12, dtype="float32").reshape(3, 4))
+    graph = trace(exhibit.create())
+    assert not graph.barriers
+    assert {group.units for group in prunable(graph)} >= {5}
+    for group in prunable(graph):
+        assert probe(exhibit, group) < 1e-5, group.name
+
+
+def test_inner_models_that_add_an_axis_stop_the_trace() -> None:
+    column = keras.Input((6, 1))
+    inner = keras.Model(column, layers.Flatten()(column * 2), name="inner")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(2, name="out")(inner(layers.Dense(6, name="first")(inputs))))
+    graph = trace(model)
+    assert [barrier.module for barrier in graph.barriers] == ["inner"]
+    assert prunable(graph) == []
+
+
 def test_bad_models_and_inputs_are_refused() -> None:
     model = KERAS_ZOO["two_inputs_and_outputs"].create()
     with pytest.raises(CalibrationError, match=r"found \[\(3, 6\)\]\. Pass one batch, or None"):

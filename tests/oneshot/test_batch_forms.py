@@ -31,6 +31,20 @@ class Features(nn.Module):
         return features
 
 
+class Anything(nn.Module):
+    """Takes any number of arguments, and reads the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = deep_mlp()
+
+    def get_input_embeddings(self) -> nn.Module:
+        raise NotImplementedError
+
+    def forward(self, *values: torch.Tensor) -> torch.Tensor:
+        return self.body(values[0])
+
+
 class Named(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -56,6 +70,7 @@ def prune(make: Any, calibration: Any) -> dict[str, bytes]:
         (deep_mlp, lambda: [({"input": part}, torch.ones(4)) for part in INPUTS.split(4)], lambda x: x),
         (deep_mlp, lambda: [{"input": part, "label": torch.ones(4)} for part in INPUTS.split(4)], lambda x: x),
         (deep_mlp, lambda: ((part,) for part in INPUTS.split(4)), lambda x: x),
+        (Anything, lambda: DataLoader(TensorDataset(INPUTS, CLASSES), batch_size=4), lambda x: x),
         (Named, lambda: DataLoader(TensorDataset(INPUTS, CLASSES), batch_size=4), lambda x: x),
         (Named, lambda: [UserDict(values=part) for part in INPUTS.split(4)], lambda x: x),
         (

@@ -213,6 +213,10 @@ def test_projections_that_do_not_fit_together_are_no_heads() -> None:
     del unknown.head_dim
     unknown.q_proj = nn.Linear(16, 16)
     assert find_heads(unknown) == []
+    unknown.num_heads = 4
+    assert [group.units for group in find_heads(unknown)] == [4]
+    unknown.k_proj = nn.Linear(16, 6)
+    assert find_heads(unknown) == []
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

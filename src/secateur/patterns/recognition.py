@@ -196,6 +196,10 @@ def count_units(mask: NonzeroMask, pattern: str) -> tuple[int, int]:
         >>> mask = np.tile([True, True, False, False], (4, 1))
         >>> count_units(NonzeroMask(view, mask), "channelx1")
         (4, 2)
+
+        >>> view = WeightView(shape=(4, 4), output_axes=(0,), input_axes=(1,))
+        >>> count_units(NonzeroMask(view, np.eye(4, dtype=bool)), "1:4")
+        (16, 12)
     """
     size = mask.canonical.size
     if SPECIFICATION.fullmatch(pattern):

@@ -116,6 +116,32 @@ class Chain(nn.Module):
         return self.head(x)
 
 
+class NamedBlock(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, *, hidden: torch.Tensor) -> torch.Tensor:
+        return self.linear(hidden).tanh()
+
+
+class ByKeyword(Chain):
+    """Blocks whose only argument has a name."""
+
+    def block(self, width: int) -> nn.Module:
+        return NamedBlock(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(hidden=x)
+        return self.head(x)
+
+
+def test_blocks_that_are_called_by_keyword() -> None:
+    stack = check_replay(ByKeyword(), [torch.randn(4, 8), torch.randn(2, 8)])
+    assert stack.names == ["blocks.0", "blocks.1", "blocks.2"]
+
+
 class Residual(Chain):
     """Residual connections outside of the blocks."""
 
