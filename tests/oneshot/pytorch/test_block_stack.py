@@ -79,7 +79,7 @@ def test_projections_share_their_inputs(name: str) -> None:
     layers = {key: part for key, part in stack.blocks[0].named_modules() if type(part).__name__ in ("Linear", "Conv1D")}
     statistics = InputStatistics(layers, with_gram=True)
     with statistics.record_inputs(), torch.no_grad():
-        for number, calls in enumerate(stack.calls):
+        for number, calls in stack.calls.items():
             statistics.start_batch(None)
             calls[0].run(stack.blocks[0], inputs[number])
     shared = [{layer.split(".")[-1] for layer in group} for group in statistics.group_layers() if len(group) > 1]

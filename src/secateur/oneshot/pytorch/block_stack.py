@@ -64,12 +64,12 @@ class BlockStack:
     Attributes:
         names: Name of each block in the model, in the order in which they run.
         blocks: The blocks.
-        calls: Batch → block → its call.
+        calls: Number of a batch → block → its call.
     """
 
     names: Sequence[str]
     blocks: Sequence[nn.Module]
-    calls: list[list[BlockCall]]
+    calls: dict[int, list[BlockCall]]
 
 
 def find_block_stack(
@@ -226,13 +226,13 @@ class _Trial:
             raise _NotAStackError
 
 
-def _record_calls(trial: _Trial, batches: Sequence[Batch], inputs: Activations) -> list[list[BlockCall]] | None:
-    calls = []
+def _record_calls(trial: _Trial, batches: Sequence[Batch], inputs: Activations) -> dict[int, list[BlockCall]] | None:
+    calls = {}
     for batch in batches:
         if not trial.is_chain(batch):
             return None
         inputs[batch.number] = trial.first
-        calls.append(trial.calls)
+        calls[batch.number] = trial.calls
     # Try one row first, because the blocks may be followed by a large head. Not every model accepts it.
     is_independent = any(_is_independent(trial, batch) for batch in (batches[0].first_row(), batches[0]))
     return calls if is_independent else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -11,23 +10,15 @@ import torch
 from torch import nn
 
 from secateur.frameworks.pytorch import StackedWeight
-from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.layer_jobs import JobResult, create_jobs
 from secateur.oneshot.pytorch.stage_loop import StageLoop
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
-from secateur.oneshot.pytorch.targets import (
-    Target,
-    build_blind_problem,
-    build_experts_problem,
-    build_problem,
-    split_by_expert,
-    write_solution,
-)
+from secateur.oneshot.pytorch.targets import build_blind_problem, build_experts_problem, build_problem
 from secateur.refiners.base import BlockTask
-from secateur.solvers.magnitude import Magnitude
-from secateur.solvers.problem import Problem, Solution
+from secateur.solvers.problem import Problem
 
 __all__ = ["StageRunner", "collect_statistics", "iterate_problems"]
 
@@ -41,66 +32,21 @@ class StageRunner(StageLoop[Stage]):
             self._prune_with(outputs, number, stage)
 
     def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:
-        targets = {target.name: target for target in stage.targets}
         stored = outputs if self.recipe.block_refiners else None
         statistics, experts = collect_statistics(stage, with_gram=self.recipe.needs_gram, outputs=stored)
         parameters = self.list_parameters(stage)
         self.record.back_up(number, parameters)
-        masks: dict[str, torch.Tensor] = {}
-        errors: dict[str, float] = {}
-        seconds = 0.0
-        for names in statistics.group_layers():
-            group = [targets[name] for name in names]
-            problem = build_problem(group, statistics)
-            start = time.perf_counter()
-            solution = self._solve(problem)
-            seconds += time.perf_counter() - start
-            errors |= problem.errors_per_layer(solution.weight)
-            masks |= write_solution(group, problem, solution)
-        blind: dict[str, str] = {}
-        for name in experts.layers:
-            start = time.perf_counter()
-            problem, solution = self._solve_experts(targets[name], experts, errors, blind)
-            seconds += time.perf_counter() - start
-            masks |= write_solution([targets[name]], problem, solution)
+        solved = JobResult()
+        for job in create_jobs(stage.targets, self.recipe, statistics, experts):
+            solved.add(job.run())
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
-                refiner.refine(self._build_block_task(stage, masks, outputs))
-        results = {name: asdict(targets[name].verify(mask)) for name, mask in masks.items()}
-        outcome = {"results": results, "errors": errors, "blind": blind, "seconds": seconds}
+                refiner.refine(self._build_block_task(stage, solved.masks, outputs))
+        targets = {target.name: target for target in stage.targets}
+        results = {name: asdict(targets[name].verify(mask)) for name, mask in solved.masks.items()}
+        outcome = {"results": results, "errors": solved.errors, "blind": solved.blind, "seconds": solved.seconds}
         self.outcome.add(outcome)
         self.record.commit(number, parameters, outcome)
-
-    def _solve_experts(
-        self, target: Target, experts: ExpertStatistics, errors: dict[str, float], blind: dict[str, str]
-    ) -> tuple[Problem, Solution]:
-        """Solve for stacked experts, and add their error, and why some or all of them are pruned by magnitude."""
-        name = target.name
-        if (reason := experts.find_reason(name)) is not None:
-            blind[name] = reason
-            problem = build_blind_problem(target, with_gram=False)
-            return problem, Magnitude().solve(problem)
-        if unused := experts.find_unused_experts(name):
-            blind[name] = experts.describe_unused(name)
-        problem, parts, lost, total = build_experts_problem(target, experts), [], 0.0, 0.0
-        for expert, part in enumerate(split_by_expert(target, problem, unused=unused)):
-            solution = Magnitude().solve(part) if expert in unused else self._solve(part)
-            parts.append(solution)
-            if expert not in unused:
-                lost += float(part.energy(part.weight - solution.weight).sum())
-                total += float(part.energy(part.weight).sum())
-        if total > 0:
-            errors[name] = lost / total
-        return problem, Solution(
-            weight=torch.cat([part.weight for part in parts]), keep=torch.cat([part.keep for part in parts])
-        )
-
-    def _solve(self, problem: Problem) -> Solution:
-        with allow_interrupts():
-            solution = self.recipe.layer_solver.solve(problem)
-            for refiner in self.recipe.layer_refiners:
-                solution = refiner.refine(problem, solution)
-        return solution
 
     def _build_block_task(
         self, stage: BlockStage, masks: Mapping[str, torch.Tensor], outputs: Activations

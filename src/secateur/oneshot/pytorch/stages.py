@@ -130,7 +130,7 @@ class ModelStage(Stage):
 
     def forward(self, number: int) -> None:
         """See `Stage.forward`."""
-        self.batches[number].run(self.model, self.device)
+        next(batch for batch in self.batches if batch.number == number).run(self.model, self.device)
 
     def advance(self) -> None:
         """See `Stage.advance`; every stage of a whole model runs from the start."""
@@ -188,7 +188,7 @@ def build_stages(
         """Record the calls of the blocks again, with the outputs of the pruned layers before them."""
         recorded = find_block_stack(model, targets, batches, inputs, storage)
         assert recorded is not None
-        stack.calls[:] = recorded.calls
+        stack.calls.update(recorded.calls)
 
     if first:
         first[-1] = replace(first[-1], on_advance=record_again)

@@ -99,7 +99,7 @@ def build_unit_stages(
         """Record the calls of the blocks again, with the outputs of what was pruned before them."""
         recorded = find_block_stack(model, layers, batches, inputs, storage)
         assert recorded is not None
-        stack.calls[:] = recorded.calls
+        stack.calls.update(recorded.calls)
 
     if before:
         part = before[-1].part
