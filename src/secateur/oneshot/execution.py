@@ -46,10 +46,12 @@ class Execution:
             `folder` becomes a checkpoint of the pruned model, in the files' dtypes, for ``from_pretrained``.
         keep_parts: Whether finished parts also stay in `folder` at the end, so that the same call returns the same
             result again without solving anything. Delete the folder once the model is saved.
-        progress: Called after each part.
+        progress: Called after each part, on rank 0 only if several processes prune together.
+        processes: Which processes prune the model: ``"all"`` of ``torch.distributed`` if it is initialized, each of
+            which calls `prune` with the same arguments; or ``"one"``, this one, whatever the others do.
 
     Raises:
-        ConfigError: `offload` is invalid, or `weights` or `keep_parts` is set without a `folder`.
+        ConfigError: `offload` or `processes` is invalid, or `weights` or `keep_parts` is set without a `folder`.
 
     Examples:
         >>> Execution(device="cpu", offload="disk").offload
@@ -62,10 +64,13 @@ class Execution:
     weights: str | Path | None = None
     keep_parts: bool = False
     progress: Callable[[Progress], object] | None = None
+    processes: Literal["all", "one"] = "all"
 
     def __post_init__(self) -> None:
         if self.offload not in ("memory", "disk"):
             raise ConfigError(f"offload must be 'memory' or 'disk', found {self.offload!r}.")
+        if self.processes not in ("all", "one"):
+            raise ConfigError(f"processes must be 'all' or 'one', found {self.processes!r}.")
         if self.weights is not None and self.folder is None:
             raise ConfigError("weights needs a folder to write the pruned model to. Set folder.")
         if self.keep_parts and self.folder is None:

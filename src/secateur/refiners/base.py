@@ -108,7 +108,13 @@ class UnitRefiner(Refiner, ABC):
 
 
 class BlockRefiner(Refiner, ABC):
-    """Repairs a block towards the outputs of the dense block on the same inputs."""
+    """Repairs a block towards the outputs of the dense block on the same inputs.
+
+    Attributes:
+        can_share_batches: Whether it works if every process has only some of the batches.
+    """
+
+    can_share_batches: ClassVar[bool] = False
 
     @abstractmethod
     def refine(self, block: BlockTask) -> None:
@@ -135,7 +141,13 @@ class ModelTask:
 
 
 class ModelRefiner(Refiner, ABC):
-    """Repairs the whole model towards the outputs of the dense model."""
+    """Repairs the whole model towards the outputs of the dense model.
+
+    Attributes:
+        can_share_batches: Whether it works if every process has only some of the batches.
+    """
+
+    can_share_batches: ClassVar[bool] = False
 
     @abstractmethod
     def targets(self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device) -> Any:

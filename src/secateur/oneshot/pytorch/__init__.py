@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from secateur.config import ConfigLike, PruningConfig, make_config
+from secateur.distributed.pytorch.ranks import Ranks
+from secateur.distributed.pytorch.team import Team
 from secateur.errors import CalibrationError, ConfigError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
@@ -48,45 +51,73 @@ def prune(
     example_inputs: Any = None,
 ) -> PruningReport:
     """See `secateur.prune`."""
-    config = make_config(config)
-    has_units = bool(list_couplings(config))
-    if has_units and execution is not None:
-        refuse_weight_files(execution)
-    if example_inputs is None and calibration is not None and needs_example_inputs(config):
-        calibration, example_inputs = take_first_batch(model, calibration)
-    make_plan = partial(plan, model, example_inputs=example_inputs, prune_frozen=True)
-    if _needs_gradients(config, calibration, solver, loss, has_units=has_units):
-        options = {
-            "solver": solver != "magnitude",
-            "refine": refine not in ((), []),
-            "execution": _has_settings(execution),
-        }
-        refuse_without_gradients(config, {name for name, is_set in options.items() if is_set})
-        progress = None if execution is None else execution.progress
-        return _prune_by_gradients(model, config, make_plan, (calibration, loss, progress), allocation)
-    if calibration is None and allocation in SCOPES:
-        config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
-    if allocation is None:
-        # With calibration data, scores of different layers are rarely comparable, so the default is local.
-        is_global = config.pruning_scope == "global" and calibration is not None
-        allocation = "global" if is_global else "uniform"
-    recipe = Recipe.from_names(solver, refine, allocation)
-    scope: Literal["global", "local"] = "local" if allocation == "uniform" else "global"
-    model_plan = make_plan(drop_schedule(config, default_scope=scope))
-    if calibration is None:
-        recipe.refuse_without_data()
-        if execution is not None:
-            raise ConfigError("execution has no effect without calibration data. Pass calibration, or leave it out.")
-        weights = {name: ParameterWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views}
-        with torch.no_grad(), explain_out_of_memory():
-            return prune_weights(
-                model_plan, weights, sum(weight.numel() for weight in unwrap_model(model).parameters())
-            )
-    batches, execution = split_calibration(calibration, execution)
-    with explain_out_of_memory():
-        if removes_units(model_plan):
-            return UnitRun(model, model_plan, replace(recipe, loss=loss), batches, execution).prune()
-        return CalibratedRun(model, model_plan, recipe, batches, execution).prune()
+    with join_team(calibration, execution) as team:
+        config = make_config(config)
+        has_units = bool(list_couplings(config))
+        needs_gradients = _needs_gradients(config, calibration, solver, loss, has_units=has_units)
+        refuse_several(team, has_units=has_units, needs_gradients=needs_gradients)
+        if has_units and execution is not None:
+            refuse_weight_files(execution)
+        if example_inputs is None and calibration is not None and needs_example_inputs(config):
+            calibration, example_inputs = take_first_batch(model, calibration)
+        make_plan = partial(plan, model, example_inputs=example_inputs, prune_frozen=True)
+        if needs_gradients:
+            options = {
+                "solver": solver != "magnitude",
+                "refine": refine not in ((), []),
+                "execution": _has_settings(execution),
+            }
+            refuse_without_gradients(config, {name for name, is_set in options.items() if is_set})
+            progress = None if execution is None else execution.progress
+            return _prune_by_gradients(model, config, make_plan, (calibration, loss, progress), allocation)
+        if calibration is None and allocation in SCOPES:
+            config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
+        if allocation is None:
+            # With calibration data, scores of different layers are rarely comparable, so the default is local.
+            is_global = config.pruning_scope == "global" and calibration is not None
+            allocation = "global" if is_global else "uniform"
+        recipe = Recipe.from_names(solver, refine, allocation)
+        scope: Literal["global", "local"] = "local" if allocation == "uniform" else "global"
+        model_plan = make_plan(drop_schedule(config, default_scope=scope))
+        if calibration is None:
+            recipe.refuse_without_data()
+            if execution is not None:
+                raise ConfigError(
+                    "execution has no effect without calibration data. Pass calibration, or leave it out."
+                )
+            weights = {
+                name: ParameterWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views
+            }
+            with torch.no_grad(), explain_out_of_memory():
+                return prune_weights(
+                    model_plan, weights, sum(weight.numel() for weight in unwrap_model(model).parameters())
+                )
+        batches, execution = split_calibration(calibration, execution)
+        with explain_out_of_memory():
+            if removes_units(model_plan):
+                return UnitRun(model, model_plan, replace(recipe, loss=loss), batches, execution).prune()
+            return CalibratedRun(model, model_plan, recipe, batches, execution, team).prune()
+
+
+@contextmanager
+def join_team(calibration: Any, execution: Execution | None) -> Iterator[Team]:
+    """Prune together with the other ranks of ``torch.distributed``, if data is to be divided among them."""
+    settings = execution or (calibration.execution if isinstance(calibration, Calibration) else None)
+    is_alone = calibration is None or (settings is not None and settings.processes == "one")
+    team = Team(None if is_alone else Ranks.join())
+    with team.work_together():
+        team.gather(None)  # before anything else can fail
+        yield team
+
+
+def refuse_several(team: Team, *, has_units: bool, needs_gradients: bool) -> None:
+    """Raise `ConfigError` if several processes cannot prune together in this way."""
+    if team.size > 1 and (has_units or needs_gradients):
+        what = "units of several layers, such as channels and heads," if has_units else "by gradients of a loss"
+        raise ConfigError(
+            f"{team.size} processes cannot prune {what} together. Prune in one process: pass "
+            f"execution=Execution(processes='one'), or start without torchrun."
+        )
 
 
 def _needs_gradients(
@@ -122,8 +153,8 @@ def _prune_by_gradients(
 
 
 def _has_settings(execution: Execution | None) -> bool:
-    """Whether execution settings are more than a callback for progress."""
-    return execution is not None and replace(execution, progress=None) != Execution()
+    """Whether execution settings are more than a callback for progress, or which processes prune."""
+    return execution is not None and replace(execution, progress=None, processes="all") != Execution()
 
 
 def take_first_batch(

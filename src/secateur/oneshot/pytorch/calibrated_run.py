@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from secateur.allocations import AllocationTask, allocate
+from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.execution import Execution
 from secateur.oneshot.pytorch.input_features import refuse_unsupported
 from secateur.oneshot.pytorch.recipe import Recipe
@@ -31,9 +32,15 @@ class CalibratedRun(RecordedRun):
     """A pruning run in which a solver prunes each layer on its own; see `RecordedRun`."""
 
     def __init__(
-        self, model: nn.Module, plan: Plan, recipe: Recipe, batches: Iterable[Any], execution: Execution
+        self,
+        model: nn.Module,
+        plan: Plan,
+        recipe: Recipe,
+        batches: Iterable[Any],
+        execution: Execution,
+        team: Team | None = None,
     ) -> None:
-        super().__init__(model, plan, recipe, batches, execution)
+        super().__init__(model, plan, recipe, batches, execution, team)
         recipe.refuse_unit_solver()
         for pattern in plan.patterns:
             for name in pattern.views:
@@ -41,13 +48,13 @@ class CalibratedRun(RecordedRun):
         self.storage.check(plan, recipe)
 
     def _prune(self, record: RunRecord) -> Outcome:
-        counts = self._allocate() if record.counts is None else record.counts
+        counts = self.team.share(self._allocate()) if record.counts is None else record.counts
         targets = build_targets(self.plan, counts, self.recipe.layer_solver)
         stages = self._build_stages(targets)
         has_blocks = any(isinstance(stage, BlockStage) for stage in stages)
         repair = self._start_repair(record, len(stages), has_blocks=has_blocks)
         record.begin(counts)
-        outcome = StageRunner(self.model, self.recipe, record, self.execution).run(stages)
+        outcome = StageRunner(self.model, self.recipe, record, self.execution, self.team).run(stages)
         repair.refine(record, len(stages), (target.weight.parameter for target in targets.values()))
         return outcome
 
@@ -69,13 +76,15 @@ class CalibratedRun(RecordedRun):
         counts = {name: pattern.budget.count_locally(name, pattern.target_sparsity) for name in pattern.budget.units}
         targets = build_targets(self.plan, counts, self.recipe.layer_solver)
         stages = self._build_stages(targets)
-        return iterate_problems(stages, self.inputs, with_gram=needs == "gram")
+        return iterate_problems(stages, self.inputs, self.team, with_gram=needs == "gram")
 
     def _load(self, pattern: BasePattern, layer: str) -> AbstractContextManager[object]:
         return self.storage.load(pattern.modules[layer])
 
     def _build_stages(self, targets: Mapping[str, Target]) -> list[Stage]:
-        return build_stages(self.model, targets, self.batches, self.inputs, self.storage)
+        stages = build_stages(self.model, targets, self.own_batches, self.inputs, self.storage)
+        self.team.agree({"parts": [(stage.name, [target.name for target in stage.targets]) for stage in stages]})
+        return stages
 
     def _build_report(self, outcome: Outcome, seconds: float) -> CalibratedReport:
         order = [row.name for row in self.plan.layers if row.name in outcome.results]

@@ -26,12 +26,13 @@ class CheckpointRecord(RunRecord):
     The dense weights are in files already, so they are not backed up.
 
     Args:
-        folder: The folder; empty, or with an unfinished run of the same kind.
+        folder: The folder; empty, or with an unfinished run of the same kind. ``None``: nothing is written but by
+            `complete`.
         description: Plain values that identify the run.
         storage: The storage with the blocks. Each block is a shard, and everything else is the last shard.
     """
 
-    def __init__(self, folder: str | Path, description: Mapping[str, Any], storage: FileStorage) -> None:
+    def __init__(self, folder: str | Path | None, description: Mapping[str, Any], storage: FileStorage) -> None:
         source = storage.files.path
         # Opened before anything is pruned, so that a file that must not be copied is reported early.
         self._companions = CompanionFiles(source) if source.is_dir() else None

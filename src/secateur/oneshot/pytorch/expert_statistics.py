@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from secateur._wording import format_list
+from secateur.distributed.pytorch.team import Team
 from secateur.frameworks.pytorch import StackedWeight, get_parameter, get_view
 from secateur.oneshot.pytorch.batches import iterate_tensors
 
@@ -84,6 +85,28 @@ class ExpertStatistics(TorchFunctionMode):
     def start_batch(self, keep: torch.Tensor | None) -> None:
         """Start the next batch; `keep` says which of its tokens count, ``None``: all."""
         self._keep = None if keep is None or bool(keep.all()) else keep.reshape(-1)
+
+    def add_other_ranks(self, team: Team) -> None:
+        """Add what the experts have read on the other ranks, so that all have the statistics of all batches.
+
+        Raises:
+            RankError: Another rank has failed, or is gone.
+        """
+        if team.size == 1 or not self.layers:
+            return
+        answers = team.gather((self._reasons, self._rows, list(self._sums)))
+        self._reasons = {name: reason for reasons, _, _ in reversed(answers) for name, reason in reasons.items()}
+        self._rows = {name: torch.stack([rows[name] for _, rows, _ in answers]).sum(dim=0) for name in self.layers}
+        names = [name for name in self.layers if any(name in known for _, _, known in answers)]
+        own = [self._sums[name] if name in self._sums else self._create_zeros(name) for name in names]
+        self._sums = dict(zip(names, team.add(own), strict=True))
+
+    def _create_zeros(self, name: str) -> torch.Tensor:
+        """Return the statistics of a layer whose experts have read nothing."""
+        view = self._views[name]
+        _, positions, inputs = view.canonical_shape
+        shape = (view.groups, *[positions * inputs] * (2 if self.with_gram else 1))
+        return torch.zeros(shape, device=get_parameter(self.layers[name]).device)
 
     def find_reason(self, layer: str) -> str | None:
         """Return why the inputs of a layer are unknown; ``None`` if those of at least one expert are known."""

@@ -18,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.overrides import TorchFunctionMode
 
 from secateur._wording import format_list
+from secateur.distributed.pytorch.team import Team
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.batches import get_version
 from secateur.oneshot.pytorch.input_features import iterate_features
@@ -135,6 +136,37 @@ class InputStatistics:
                     f"or provide other data."
                 )
         return [tuple(names) for names in groups.values()]
+
+    def add_other_ranks(self, team: Team) -> None:
+        """Add what the other ranks have read, so that all have the statistics of all batches.
+
+        Raises:
+            CalibrationError: Layers share their inputs on some ranks and not on others.
+            RankError: Another rank has failed, or is gone.
+        """
+        if team.size == 1:
+            return
+        self._seen.clear()
+        shapes = {name: tuple(total.shape) for name, total in self._sums.items()}
+        answers = team.gather((self._leaders, self._calls, self._rows, shapes))
+        self._calls, self._rows = Counter(), Counter()
+        known: dict[str, tuple[int, ...]] = {}
+        for leaders, calls, rows, others in answers:
+            for name, leader in leaders.items():
+                if self._leaders.setdefault(name, leader) != leader:
+                    raise self._create_sharing_error(name)
+            self._calls += calls
+            self._rows += rows
+            known |= others
+        names = [name for name in self.layers if name in known]
+        for store, axes in ((self._sums, None), (self._totals, 2)):
+            own = [store[name] if name in store else self._create_zeros(name, known[name][:axes]) for name in names]
+            store.update(zip(names, team.add(own), strict=True))
+
+    def _create_zeros(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """Return the statistics of a layer that has read nothing, beside those of the others."""
+        device = next((weight.device for weight in self.layers[name].parameters()), None)
+        return torch.zeros(shape, device=device)
 
     def norms(self, layer: str) -> torch.Tensor:
         """Return the norm of each input feature over all tokens."""

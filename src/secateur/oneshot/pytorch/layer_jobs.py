@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 
+from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
@@ -25,7 +26,7 @@ from secateur.oneshot.pytorch.targets import (
 from secateur.solvers.magnitude import Magnitude
 from secateur.solvers.problem import Problem, Solution
 
-__all__ = ["JobResult", "LayerJob", "create_jobs"]
+__all__ = ["JobResult", "LayerJob", "assign_costs", "create_jobs", "run_jobs"]
 
 
 @dataclass
@@ -67,8 +68,14 @@ class LayerJob(ABC):
 
     @cached_property
     def cost(self) -> int:
-        """An estimate of the work, to be compared with that of other jobs of the same recipe only."""
-        return sum(_estimate_cost(target, with_gram=self._recipe.needs_gram) for target in self.targets)
+        """An estimate of the work, to be compared with that of other jobs of the same recipe only.
+
+        With Gram matrices, it is the product of each row with the inverse, and the inverse itself.
+        """
+        view = self.targets[0].selector.view
+        rows = sum(target.selector.view.canonical_shape[0] for target in self.targets)
+        width = view.canonical_shape[1] * view.canonical_shape[2]
+        return (rows + view.groups * width) * width**2 if self._recipe.needs_gram else rows * width
 
     @abstractmethod
     def run(self) -> JobResult:
@@ -165,9 +172,39 @@ def create_jobs(
     return jobs + [ExpertsJob(by_name[name], recipe, experts) for name in experts.layers]
 
 
-def _estimate_cost(target: Target, *, with_gram: bool) -> int:
-    """Estimate the work for one layer: with Gram matrices, products of a row and their inverse take most of it."""
-    view = target.selector.view
-    rows, positions, inputs = view.canonical_shape
-    width = positions * inputs
-    return rows * width**2 if with_gram else rows * width
+def run_jobs(jobs: Sequence[LayerJob], team: Team) -> JobResult:
+    """Run each job on one rank, and write what it found into the models of all ranks.
+
+    Raises:
+        RankError: Another rank has failed, or is gone.
+    """
+    owners = assign_costs([job.cost for job in jobs], team.size)
+    found = {number: job.run() for number, job in enumerate(jobs) if owners[number] == team.rank}
+    # Before the weights are sent, so that a failure is known.
+    answers = team.gather({number: (part.errors, part.blind, part.seconds) for number, part in found.items()})
+    total = JobResult(seconds=max(sum(seconds for _, _, seconds in answer.values()) for answer in answers))
+    for number, job in enumerate(jobs):
+        errors, blind, _ = answers[owners[number]][number]
+        weights = {target.name: target.weight.stored for target in job.targets}
+        masks = {name: torch.empty_like(weight, dtype=torch.bool) for name, weight in weights.items()}
+        masks = found[number].masks if number in found else masks
+        team.copy([*weights.values(), *masks.values()], source=owners[number])
+        total.add(JobResult(masks, errors, blind))
+    return total
+
+
+def assign_costs(costs: Sequence[int], ranks: int) -> list[int]:
+    """Assign jobs to ranks so that the largest sum of costs is small: the largest job first, to the rank with least.
+
+    Returns:
+        The rank of each job.
+
+    Examples:
+        >>> assign_costs([1, 5, 2, 3], 2)
+        [1, 0, 1, 1]
+    """
+    owners, loads = [0] * len(costs), [0] * ranks
+    for job in sorted(range(len(costs)), key=lambda job: -costs[job]):
+        owners[job] = loads.index(min(loads))
+        loads[owners[job]] += costs[job]
+    return owners

@@ -96,6 +96,15 @@ class Recipe:
             if isinstance(refiner, LayerRefiner) and not isinstance(refiner, UnitRefiner):
                 raise ConfigError(_explain_kind("refiner", refiner, "single layers", "groups of units", UnitRefiner))
 
+    def refuse_several_ranks(self, ranks: int) -> None:
+        """Raise `ConfigError` if a refiner needs all batches in one process, and there are several."""
+        members = [*self.block_refiners, *self.model_refiners]
+        if ranks > 1 and (alone := [member for member in members if not member.can_share_batches]):
+            raise ConfigError(
+                f"refine: {type(alone[0]).__name__} needs all calibration data in one process, and {ranks} processes "
+                f"prune together. Leave it out, or start one process."
+            )
+
     @property
     def unit_refiners(self) -> tuple[UnitRefiner, ...]:
         """The refiners of layers that read units."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from typing import Any
 
 from torch import nn
 
 from secateur._wording import format_count
-from secateur.errors import ConfigError
+from secateur.distributed.pytorch.team import Team
+from secateur.errors import CalibrationError, ConfigError
 from secateur.frameworks.pytorch import get_parameter, unwrap_model
 from secateur.oneshot.execution import Execution
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import calibration_mode, hash_batches, read_batches
+from secateur.oneshot.pytorch.batches import Batch, calibration_mode, hash_batches, read_batches
 from secateur.oneshot.pytorch.checkpoint import CheckpointRecord
 from secateur.oneshot.pytorch.memory_errors import explain_error
 from secateur.oneshot.pytorch.model_repair import ModelRepair
@@ -24,6 +25,7 @@ from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import OTHER_WEIGHTS, RunRecord
 from secateur.oneshot.pytorch.sequences import regroup_by_sequences
 from secateur.oneshot.pytorch.stage_loop import Outcome
+from secateur.oneshot.pytorch.team_record import TeamCheckpointRecord, TeamRecord
 from secateur.oneshot.pytorch.weight_storage import FileStorage, choose_storage
 from secateur.oneshot.report import CalibratedReport
 from secateur.planning.planner import Plan
@@ -40,14 +42,27 @@ class RecordedRun(ABC):
         recipe: How to prune.
         batches: The calibration data.
         execution: Where and how the run executes.
+        team: The ranks that prune together; by default one process.
+
+    Attributes:
+        batches: All calibration batches, which are the same on every rank.
+        own_batches: Those that this rank runs.
 
     Raises:
         SecateurError: The data or the layers are unsuitable.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, recipe: Recipe, batches: Iterable[Any], execution: Execution
+        self,
+        model: nn.Module,
+        plan: Plan,
+        recipe: Recipe,
+        batches: Iterable[Any],
+        execution: Execution,
+        team: Team | None = None,
     ) -> None:
+        self.team = team or Team()
+        recipe.refuse_several_ranks(self.team.size)
         self.model = unwrap_model(model)
         self.plan = plan
         self.recipe = recipe
@@ -57,6 +72,7 @@ class RecordedRun(ABC):
         if recipe.block_refiners or recipe.model_refiners:
             with calibration_mode(self.model):
                 self.batches = regroup_by_sequences(self.model, self.batches, self.storage.default_device)
+        self.own_batches = split_batches(self.batches, self.team)
         self.inputs = Activations(execution.offload)
 
     def prune(self) -> CalibratedReport:
@@ -72,6 +88,7 @@ class RecordedRun(ABC):
                 with closing(self.inputs), closing(self.storage), calibration_mode(self.model):
                     outcome = self._prune(record)
                     record.complete()
+                    self.team.gather(None)  # none fails from here on
             except BaseException as error:
                 self._undo(record)
                 explained = explain_error(error)
@@ -86,8 +103,9 @@ class RecordedRun(ABC):
 
     def _warn(self, report: CalibratedReport) -> None:
         """Warn of what may be other than the user expects."""
-        report.warn_of_magnitude()
-        report.warn_of_nearly_empty_layers()
+        if self.team.is_leader:
+            report.warn_of_magnitude()
+            report.warn_of_nearly_empty_layers()
 
     @abstractmethod
     def _prune(self, record: RunRecord) -> Outcome:
@@ -127,9 +145,29 @@ class RecordedRun(ABC):
     def _open_record(self) -> RunRecord:
         folder, description = self.execution.folder, self._describe_run()
         if isinstance(self.storage, FileStorage):
-            assert folder is not None
-            return CheckpointRecord(folder, {**description, "storage": "files"}, self.storage)
+            description["storage"] = "files"
+        if self.team.size > 1:
+            return self._open_team_record(description)
+        if isinstance(self.storage, FileStorage):
+            return CheckpointRecord(folder, description, self.storage)
         return RunRecord(folder, description)
+
+    def _open_team_record(self, description: dict[str, Any]) -> RunRecord:
+        """Open the record on rank 0, once all ranks agree on the run."""
+        self.team.agree(
+            {
+                "configuration": description["config"],
+                "solver, refiners and allocation": description["recipe"],
+                "layers": description["layers"],
+                "number of batches": len(self.batches),
+                "calibration data": description["data"],
+                "weights": self.storage.hash_other_weights(()),
+            }
+        )
+        description["ranks"] = self.team.size  # sums are rounded in another order if their number is another
+        if isinstance(self.storage, FileStorage):
+            return TeamCheckpointRecord(self.team, self.execution.folder, description, self.storage)
+        return TeamRecord(self.team, self.execution.folder, description)
 
     def _describe_run(self) -> dict[str, Any]:
         """Return plain values that identify this run, so that a folder of another run is refused."""
@@ -153,3 +191,17 @@ class RecordedRun(ABC):
             f"The model is unchanged. {record.folder} contains {done}: call again with the same arguments and the "
             f"same dense model to resume."
         )
+
+
+def split_batches(batches: Sequence[Batch], team: Team) -> Sequence[Batch]:
+    """Return the batches that this rank runs.
+
+    Raises:
+        CalibrationError: There are fewer batches than ranks.
+    """
+    if len(batches) < team.size:
+        raise CalibrationError(
+            f"calibration must contain at least as many batches as there are processes, {team.size}, found "
+            f"{len(batches)}. Cut the data into smaller batches, or start fewer processes."
+        )
+    return batches[team.rank :: team.size]

@@ -101,18 +101,7 @@ class RunRecord:
         Raises:
             StateError: The stage was finished with other dense weights, or its file is damaged.
         """
-        if not self.is_done(stage):
-            return None
-        self.back_up(stage, parameters)
-        metadata, tensors = self._read_done(stage)
-        results, dense = metadata.get("found", ""), metadata.get("dense", "")
-        if metadata.get("checksum") != compute_checksum(tensors, results + dense):
-            raise StateError(f"{self._get_done_path(stage)} cannot be read (its checksum is wrong). {DELETE_ADVICE}")
-        if dense != self._dense_checksums[stage]:
-            raise self._create_other_weights_error()
-        for name, tensor in parameters.items():
-            tensor.copy_(tensors[name])
-        return json.loads(results)
+        return self._load(stage, parameters) if self.is_done(stage) else None
 
     def complete(self) -> None:
         """Write everything else that the result needs. Nothing here, because the result is the model in memory."""
@@ -163,6 +152,19 @@ class RunRecord:
         with explain_write_errors(self.folder):  # left by a killed process; dense weights are saved again
             self._dense.remove()
             self._remove("part")
+
+    def _load(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> Any:
+        """Load a finished stage; see `resume`."""
+        self.back_up(stage, parameters)
+        metadata, tensors = self._read_done(stage)
+        results, dense = metadata.get("found", ""), metadata.get("dense", "")
+        if metadata.get("checksum") != compute_checksum(tensors, results + dense):
+            raise StateError(f"{self._get_done_path(stage)} cannot be read (its checksum is wrong). {DELETE_ADVICE}")
+        if dense != self._dense_checksums[stage]:
+            raise self._create_other_weights_error()
+        for name, tensor in parameters.items():
+            tensor.copy_(tensors[name])
+        return json.loads(results)
 
     def _create_other_weights_error(self) -> StateError:
         return StateError(

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import nn
 
+from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.recipe import Recipe
@@ -78,13 +79,17 @@ class StageLoop(ABC, Generic[AnyStage]):
         recipe: How to prune.
         record: The record of the run on disk.
         execution: Where to store the inputs of the next stage, and the progress callback.
+        team: The ranks that prune together; by default one process.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, record: RunRecord, execution: Execution) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, record: RunRecord, execution: Execution, team: Team | None = None
+    ) -> None:
         self.model = model
         self.recipe = recipe
         self.record = record
         self.execution = execution
+        self.team = team or Team()
         self.outcome = Outcome()
 
     def run(self, stages: Sequence[AnyStage]) -> Outcome:
@@ -124,7 +129,7 @@ class StageLoop(ABC, Generic[AnyStage]):
         )
 
     def _report_progress(self, name: str, done: tuple[int, int], seconds: float, pruned_here: int) -> None:
-        if self.execution.progress is not None:
+        if self.execution.progress is not None and self.team.is_leader:
             left = (done[1] - done[0]) * seconds / max(pruned_here, 1)
             step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
             with allow_interrupts():

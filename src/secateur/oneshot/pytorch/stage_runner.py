@@ -9,11 +9,12 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
+from secateur.distributed.pytorch.team import Team
 from secateur.frameworks.pytorch import StackedWeight
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
-from secateur.oneshot.pytorch.layer_jobs import JobResult, create_jobs
+from secateur.oneshot.pytorch.layer_jobs import create_jobs, run_jobs
 from secateur.oneshot.pytorch.stage_loop import StageLoop
 from secateur.oneshot.pytorch.stages import BlockStage, Stage
 from secateur.oneshot.pytorch.targets import build_blind_problem, build_experts_problem, build_problem
@@ -33,12 +34,10 @@ class StageRunner(StageLoop[Stage]):
 
     def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:
         stored = outputs if self.recipe.block_refiners else None
-        statistics, experts = collect_statistics(stage, with_gram=self.recipe.needs_gram, outputs=stored)
+        statistics, experts = collect_statistics(stage, self.team, with_gram=self.recipe.needs_gram, outputs=stored)
         parameters = self.list_parameters(stage)
         self.record.back_up(number, parameters)
-        solved = JobResult()
-        for job in create_jobs(stage.targets, self.recipe, statistics, experts):
-            solved.add(job.run())
+        solved = run_jobs(create_jobs(stage.targets, self.recipe, statistics, experts), self.team)
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._build_block_task(stage, solved.masks, outputs))
@@ -70,19 +69,20 @@ class StageRunner(StageLoop[Stage]):
 
 
 def iterate_problems(
-    stages: Sequence[Stage], inputs: Activations, *, with_gram: bool
+    stages: Sequence[Stage], inputs: Activations, team: Team, *, with_gram: bool
 ) -> Iterator[tuple[str, Sequence[Problem]]]:
     """Run the dense model once, and yield the name of each stage and the problems of its layers.
 
     Args:
         stages: The stages.
         inputs: Stores the inputs of the next stage.
+        team: The ranks that share the calibration data.
         with_gram: Whether Gram matrices are needed; else norms are enough.
     """
     for stage in stages:
         targets = {target.name: target for target in stage.targets}
         with stage.load_weights():
-            statistics, experts = collect_statistics(stage, with_gram=with_gram, outputs=inputs)
+            statistics, experts = collect_statistics(stage, team, with_gram=with_gram, outputs=inputs)
             groups = statistics.group_layers()
             problems = [build_problem([targets[name] for name in names], statistics) for names in groups]
             problems += [
@@ -95,12 +95,13 @@ def iterate_problems(
 
 
 def collect_statistics(
-    stage: Stage, *, with_gram: bool, outputs: Activations | None
+    stage: Stage, team: Team, *, with_gram: bool, outputs: Activations | None
 ) -> tuple[InputStatistics, ExpertStatistics]:
     """Run the calibration data through a dense stage once, and collect the input statistics of its layers.
 
     Args:
         stage: The stage.
+        team: The ranks that share the calibration data; all of them get the statistics of all of it.
         with_gram: Whether Gram matrices are needed; else norms are enough.
         outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
     """
@@ -114,4 +115,6 @@ def collect_statistics(
             output = stage.forward(batch.number)
             if outputs is not None and output is not None:
                 outputs[batch.number] = output
+    statistics.add_other_ranks(team)
+    experts.add_other_ranks(team)
     return statistics, experts
