@@ -27,9 +27,11 @@ class Destination:
 
     Attributes:
         out: The output folder; an existing artifact is replaced.
+        is_written: Whether this process writes it, and not another one that it works together with.
     """
 
     out: Path
+    is_written: bool = True
 
     @property
     def work(self) -> Path:
@@ -42,6 +44,8 @@ class Destination:
         Raises:
             ConfigError: The folder contains something other than an artifact, or cannot be written to.
         """
+        if not self.is_written:
+            return
         check_not_current(self.out)
         if os.path.lexists(self.out) and not (self.out.is_dir() and _is_free(self.out, MANIFEST)):
             raise ConfigError(
@@ -70,6 +74,8 @@ class Destination:
         Raises:
             ConfigError: There is not enough space.
         """
+        if not self.is_written:
+            return
         free = shutil.disk_usage(self.out.parent).free
         if free < needed:
             raise ConfigError(
@@ -83,6 +89,9 @@ class Destination:
 
         Write the artifact inside the ``with`` block, so that no part is removed before the artifact is complete.
         """
+        if not self.is_written:
+            yield self.work
+            return
         if (self.work / RUN).is_file():
             say(f"Resuming the unfinished run in {self.work}.")
         try:

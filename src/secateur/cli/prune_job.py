@@ -119,6 +119,8 @@ class PruneJob:
                 options |= self._load_calibration(trained, steps, folder)
             steps.begin(f"Pruning {self.model}")
             report = prune(trained.model, self.settings, **options, **self._make_recipe())
+            if not self.target.is_written:
+                return report
             steps.begin(f"Writing {self.target.out}")
             if checkpoint is None:
                 save(trained.model, self.target.out, report=report, tokenizer=companions)
@@ -152,8 +154,9 @@ class PruneJob:
             options = self._load_calibration(trained, steps, folder, weights=path)
             steps.begin(f"Pruning {self.model}")
             report = prune(trained.model.eval(), self.settings, **options, **self._make_recipe())
-            steps.begin(f"Writing {self.target.out}")
-            convert(folder, self.target.out, report=report)
+            if self.target.is_written:
+                steps.begin(f"Writing {self.target.out}")
+                convert(folder, self.target.out, report=report)
         return report
 
     def _make_recipe(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Starting processes takes most of the time, so each start checks several things.
 """
 
 import os
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "owl": {"solver": "wanda", "allocation": "owl", "config": {"pattern": "1x1", "target_sparsity": 0.5}},
 }
 
+TOLERANCES = {"sparsegpt": 1e-5, "alps": 0.05, "owl": 0.0}
+"""Method → absolute difference of weights; conjugate gradients stop at another point where inputs hardly say which."""
+
 
 class Stop(nn.Module):
     """Ends the run on one rank when it is first called after the layer before it was pruned."""
 
-    def __init__(self, layer: nn.Linear, rank: int, *, kills: bool = False) -> None:
+    def __init__(self, layer: nn.Module, rank: int, *, kills: bool = False) -> None:
         super().__init__()
         self.layers = [layer]
         self.rank = rank
         self.kills = kills
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if os.environ.get("RANK") == str(self.rank) and not self.layers[0].weight.all():
+        if os.environ.get("RANK") == str(self.rank) and not next(self.layers[0].parameters()).all():
             if self.kills:
                 os._exit(9)
             raise ValueError("too deep")
@@ -75,10 +79,10 @@ def test_several_ranks_prune_like_one(ranks: int) -> None:
         one = prune_by(method)
         for found in (result[method] for result in results):
             assert found["sparsity"] == one["sparsity"]
-            assert found["errors"] == pytest.approx(one["errors"], rel=1e-3)
+            assert found["errors"] == pytest.approx(one["errors"], rel=5e-3)
             for name, value in one["state"].items():
                 assert torch.equal(found["state"][name] == 0, value == 0)
-                torch.testing.assert_close(found["state"][name], value, rtol=1e-3, atol=1e-5)
+                torch.testing.assert_close(found["state"][name], value, rtol=0, atol=TOLERANCES[method])
                 assert torch.equal(found["state"][name], results[0][method]["state"][name])
 
 
@@ -118,7 +122,7 @@ def test_an_error_on_one_rank_is_an_error_on_all() -> None:
     for case, expected in {
         "configuration": "must have the same configuration",
         "model": "must have the same weights",
-        "batches": "must have the same number of batches and calibration data",
+        "batches": "must have the same number of batches, calibration data",
         "solver": "must have the same solver, refiners and allocation",
         "few": "at least as many batches as there are processes, 2, found 1",
         "units": "cannot prune units of several layers",
@@ -142,18 +146,22 @@ def lose_a_rank() -> None:
 
 
 def test_a_rank_that_dies_ends_the_run_on_all() -> None:
-    with pytest.raises(AssertionError, match="^rank 1: the process ended without a result$"):
+    with pytest.raises(AssertionError, match=r"^rank 1: the process ended without a result$"):
         run_ranks(lose_a_rank, 3)
 
 
 def miss_a_rank() -> str:
-    _set_pg_timeout(timedelta(seconds=2))
-    return explain()[0] if os.environ["RANK"] == "0" else "elsewhere"
+    _set_pg_timeout(timedelta(seconds=1))
+    if os.environ["RANK"] == "0":
+        return explain()[0]
+    time.sleep(5)
+    return ""
 
 
 def test_a_rank_that_does_not_prune_is_missed_after_the_time_limit() -> None:
     first, _ = run_ranks(miss_a_rank, 2)
     assert "Rank 0 of 2 cannot reach the others" in first
+    assert "Timed out" in first
 
 
 def resume(folder: Path) -> tuple[bool, bool, str, list[str]]:
@@ -209,6 +217,6 @@ def test_statistics_of_all_ranks_are_added() -> None:
 
 
 def test_jobs_are_divided_by_their_cost() -> None:
-    assert assign_costs([10, 1, 9, 2, 2], 2) == [0, 1, 1, 0, 1]
+    assert assign_costs([10, 1, 9, 2, 2], 2) == [0, 1, 1, 1, 0]
     assert assign_costs([1, 1], 3) == [0, 1]
     assert assign_costs([3, 1], 1) == [0, 0]

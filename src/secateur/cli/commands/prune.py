@@ -26,6 +26,7 @@ from secateur.cli.options import (
     warn_about_defaults,
 )
 from secateur.cli.output import show
+from secateur.cli.processes import join_processes
 
 __all__ = ["prune"]
 
@@ -84,6 +85,9 @@ def prune(
     that comes with Python. Text is tokenized with the model's tokenizer. Files of inputs have one row per example; a
     single array is passed as the first argument of the model, and several arrays are passed by name.
 
+    With torchrun, several processes share the calibration data and the layers, and write the same folder:
+    torchrun --nproc-per-node 2 -m secateur prune ...
+
     To resume after an interruption, run the same command again: finished parts are stored in OUT.part.
 
     [bold]Examples[/bold]
@@ -105,15 +109,16 @@ def prune(
     from secateur.cli.destination import Destination
     from secateur.cli.prune_job import Method, PruneJob
 
-    job = PruneJob(
-        model=model,
-        weights=weights,
-        settings=settings,
-        method=Method(solver=solver, refine=tuple(refine or ()), allocation=allocation),
-        data=CalibrationOptions(file=calibration, sequences=sequences, length=length, device=device),
-        target=Destination(out),
-    )
-    with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
-        report = job.run(steps, low_memory=low_memory)
-    show(report, as_json=as_json)
-    say(f"Written to {out}.")
+    with join_processes(device) as processes:
+        job = PruneJob(
+            model=model,
+            weights=weights,
+            settings=settings,
+            method=Method(solver=solver, refine=tuple(refine or ()), allocation=allocation),
+            data=CalibrationOptions(file=calibration, sequences=sequences, length=length, device=processes.device),
+            target=Destination(out, is_written=processes.is_leader),
+        )
+        with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+            report = job.run(steps, low_memory=low_memory)
+        show(report, as_json=as_json)
+        say(f"Written to {out}.")

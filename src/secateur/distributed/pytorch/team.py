@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -21,6 +22,18 @@ Value = TypeVar("Value")
 
 MAX_REASON = 1000
 """Maximum length of what a rank says about its failure, in characters."""
+
+
+class _Answer(NamedTuple):
+    """What a rank says when the ranks compare.
+
+    Attributes:
+        value: What it gives to the others.
+        problem: Why it has failed, if it has.
+    """
+
+    value: Any
+    problem: str | None = None
 
 
 class Team:
@@ -83,12 +96,12 @@ class Team:
         """
         if self.size == 1:
             return [value]
-        answers = self._communicate(lambda: self._ranks.gather((None, value)))
-        failed = {rank: problem for rank, (problem, _) in enumerate(answers) if problem is not None}
-        for rank, problem in failed.items():
-            self._is_broken = True
-            raise RankError(f"The run ended on rank {rank}, and so on every other: {problem}")
-        return [found for _, found in answers]
+        answers = self._communicate(partial(self._ranks.gather, _Answer(value)))
+        for rank, answer in enumerate(answers):
+            if answer.problem is not None:
+                self._is_broken = True
+                raise RankError(f"The run ended on rank {rank}, and so on every other: {answer.problem}")
+        return [answer.value for answer in answers]
 
     def share(self, value: Value) -> Value:
         """Return the value of rank 0 on every rank. It is pickled.
@@ -105,7 +118,7 @@ class Team:
             RankError: Values differ, or another rank has failed, or is gone.
         """
         self.gather(None)
-        self._communicate(lambda: self._ranks.agree(values))
+        self._communicate(partial(self._ranks.agree, values))
 
     def add(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the sum over all ranks of each tensor; see `Ranks.add`.
@@ -116,7 +129,7 @@ class Team:
         if self.size == 1:
             return list(tensors)
         self.gather(None)
-        return [self._communicate(lambda tensor=tensor: self._ranks.add(tensor)) for tensor in tensors]
+        return [self._communicate(partial(self._ranks.add, tensor)) for tensor in tensors]
 
     def copy(self, tensors: Sequence[torch.Tensor], source: int = 0) -> None:
         """Overwrite tensors with those of rank `source`. Call `gather` before, so that failures are known.
@@ -129,7 +142,7 @@ class Team:
         for tensor in tensors:
             sent = tensor.detach().contiguous()
             bits = sent.view(-1).view(torch.uint8)
-            received = self._communicate(lambda bits=bits: self._ranks.broadcast_array(bits, source))
+            received = self._communicate(partial(self._ranks.broadcast_array, bits, source))
             if self.rank != source:
                 tensor.detach().copy_(received.view(sent.dtype).view(sent.shape))
 
@@ -156,6 +169,6 @@ class Team:
         self._is_broken = True
         problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         try:
-            self._ranks.gather((problem[:MAX_REASON], None))
+            self._ranks.gather(_Answer(None, problem[:MAX_REASON]))
         except Exception:  # noqa: BLE001 - the error of this rank is raised anyway
             self.is_cut_off = True

@@ -201,7 +201,7 @@ def assign_costs(costs: Sequence[int], ranks: int) -> list[int]:
 
     Examples:
         >>> assign_costs([1, 5, 2, 3], 2)
-        [1, 0, 1, 1]
+        [0, 0, 1, 1]
     """
     owners, loads = [0] * len(costs), [0] * ranks
     for job in sorted(range(len(costs)), key=lambda job: -costs[job]):

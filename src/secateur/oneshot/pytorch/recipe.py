@@ -98,7 +98,7 @@ class Recipe:
 
     def refuse_several_ranks(self, ranks: int) -> None:
         """Raise `ConfigError` if a refiner needs all batches in one process, and there are several."""
-        members = [*self.block_refiners, *self.model_refiners]
+        members: list[BlockRefiner | ModelRefiner] = [*self.block_refiners, *self.model_refiners]
         if ranks > 1 and (alone := [member for member in members if not member.can_share_batches]):
             raise ConfigError(
                 f"refine: {type(alone[0]).__name__} needs all calibration data in one process, and {ranks} processes "

@@ -1,0 +1,72 @@
+"""Run a command in several processes that ``torchrun`` has started: rank 0 writes and prints, the others help."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from secateur.cli.failures import explain_failure
+
+__all__ = ["Processes", "join_processes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """The processes of this command, as one of them sees them.
+
+    Attributes:
+        is_leader: Whether this one writes files and prints.
+        device: The device that this one uses.
+    """
+
+    is_leader: bool = True
+    device: str | None = None
+
+
+@contextmanager
+def join_processes(device: str | None) -> Iterator[Processes]:
+    """Work together with the other processes of ``torchrun``, if it has started any.
+
+    An error in one of them ends all of them, and rank 0 prints it, unless it is gone.
+
+    Args:
+        device: The device, as the user names it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
+        yield Processes(device=device)
+        return
+    from secateur.distributed.pytorch.launch import join_processes as join
+    from secateur.distributed.pytorch.launch import leave_processes, place_on_rank, wait_for_end
+    from secateur.distributed.pytorch.team import Team
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    ranks = join(device)
+    team = Team(ranks)
+    try:
+        with _silence() if ranks.rank else ExitStack(), team.work_together():
+            yield Processes(is_leader=team.is_leader, device=place_on_rank(device))
+    except BaseException as error:
+        if team.is_leader or team.is_cut_off:
+            raise
+        code, _ = explain_failure(error)
+        wait_for_end(ranks)  # rank 0 has to print first, because torchrun then ends all processes
+        raise typer.Exit(code) from error
+    leave_processes()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Discard what Python code prints."""
+    with open(os.devnull, "w", encoding="utf-8") as null, redirect_stdout(null), redirect_stderr(null):
+        yield
+
+
+def _interrupt(*_: Any) -> None:
+    """Handle the end that torchrun asks for like Ctrl-C, which leaves no file behind."""
+    signal.raise_signal(signal.SIGINT)
