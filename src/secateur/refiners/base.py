@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import nn
 
 from secateur._registry import Registry
+from secateur.distributed.pytorch.team import Team
 from secateur.solvers.problem import Problem, Solution
 from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer
 
@@ -59,6 +60,8 @@ class BlockTask:
         inputs: The inputs of the block, by batch number.
         outputs: The outputs of the dense block for the same inputs, by batch number.
         keeps: The tokens that count, by batch number, of shape (batch, tokens); ``None``: all of them.
+        team: The processes that refine the block together; each has the batches that it owns, see `Team.owns`.
+        total: Number of batches of all processes; ``None``: those of this one.
     """
 
     block: nn.Module
@@ -66,7 +69,13 @@ class BlockTask:
     forward: Callable[[int], torch.Tensor]
     inputs: HiddenStates
     outputs: HiddenStates
-    keeps: Sequence[torch.Tensor | None]
+    keeps: Sequence[torch.Tensor | None] | Mapping[int, torch.Tensor | None]
+    team: Team = field(default_factory=Team)
+    total: int | None = None
+
+    def count_batches(self) -> int:
+        """Return the number of batches of all processes."""
+        return len(self.inputs) if self.total is None else self.total
 
 
 class Refiner:
@@ -111,10 +120,10 @@ class BlockRefiner(Refiner, ABC):
     """Repairs a block towards the outputs of the dense block on the same inputs.
 
     Attributes:
-        can_share_batches: Whether it works if every process has only some of the batches.
+        supports_ranks: Whether several processes can run it together; see `BlockTask.team`.
     """
 
-    can_share_batches: ClassVar[bool] = False
+    supports_ranks: ClassVar[bool] = False
 
     @abstractmethod
     def refine(self, block: BlockTask) -> None:
@@ -131,6 +140,7 @@ class ModelTask:
         batches: The calibration data.
         device: The device of the model.
         targets: The result of `ModelRefiner.targets`.
+        team: The processes that refine the model together; each has all of the batches.
     """
 
     model: nn.Module
@@ -138,16 +148,17 @@ class ModelTask:
     batches: Sequence[ModelBatch]
     device: torch.device
     targets: Any
+    team: Team = field(default_factory=Team)
 
 
 class ModelRefiner(Refiner, ABC):
     """Repairs the whole model towards the outputs of the dense model.
 
     Attributes:
-        can_share_batches: Whether it works if every process has only some of the batches.
+        supports_ranks: Whether several processes can run it together; see `ModelTask.team`.
     """
 
-    can_share_batches: ClassVar[bool] = False
+    supports_ranks: ClassVar[bool] = False
 
     @abstractmethod
     def targets(self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device) -> Any:

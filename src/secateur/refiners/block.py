@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -44,6 +45,8 @@ class Block(BlockRefiner):
         0.5
     """
 
+    supports_ranks: ClassVar[bool] = True
+
     steps: int = 48
     rate: float = 0.01
     batches_per_step: int = 4
@@ -57,11 +60,11 @@ class Block(BlockRefiner):
 
     def refine(self, task: BlockTask) -> None:
         """See `BlockRefiner.refine`."""
-        optimizer = MaskedAdam(task.block, task.masks, self.rate)
-        order = shuffle_batches(len(task.inputs), self.batches_per_step, seed=0)
+        optimizer = MaskedAdam(task.block, task.masks, self.rate, task.team)
+        order = shuffle_batches(task.count_batches(), self.batches_per_step, seed=0)
         with optimizer.enable_gradients():
             for step, batches in zip(range(self.steps), order, strict=False):
-                for number in batches:
+                for number in filter(task.team.owns, batches):
                     (_compute_loss(task, number) / len(batches)).backward()
                 optimizer.step(1 - step / self.steps)
 

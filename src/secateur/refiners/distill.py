@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -67,6 +67,8 @@ class Distill(ModelRefiner):
         0.5
     """
 
+    supports_ranks: ClassVar[bool] = True
+
     steps: int = 64
     minutes: float | None = None
     rate: float = 0.002
@@ -98,16 +100,16 @@ class Distill(ModelRefiner):
 
     def refine(self, task: ModelTask) -> None:
         """See `ModelRefiner.refine`."""
-        optimizer = MaskedAdam(task.model, task.masks, self.rate)
+        optimizer, team = MaskedAdam(task.model, task.masks, self.rate, task.team), task.team
         order = shuffle_batches(len(task.batches), self.batches_per_step, seed=1)
         start, remaining = time.perf_counter(), 1.0
         with optimizer.enable_gradients():
             for step, numbers in zip(range(self.steps), order, strict=False):
-                for number in numbers:
+                for number in numbers[team.rank :: team.size]:
                     (_compute_batch_loss(task, number) / len(numbers)).backward()
                 remaining = 1 - step / self.steps
                 if self.minutes is not None:
-                    remaining = min(remaining, 1 - (time.perf_counter() - start) / (60 * self.minutes))
+                    remaining = min(remaining, 1 - team.share(time.perf_counter() - start) / (60 * self.minutes))
                 if remaining <= 0:
                     break
                 optimizer.step(remaining)

@@ -9,6 +9,7 @@ from itertools import count
 import torch
 from torch import nn
 
+from secateur.distributed.pytorch.team import Team
 from secateur.errors import CalibrationError
 
 __all__ = ["MaskedAdam", "shuffle_batches"]
@@ -31,10 +32,14 @@ class MaskedAdam:
         masks: Name of a pruned parameter in it → booleans of its shape, ``True`` = kept.
         rate: Initial learning rate, relative to the root mean square of each parameter's kept weights, so that one
             rate suits models of any width.
+        team: The processes that compute gradients on their batches; a step takes the sum. By default one process.
     """
 
-    def __init__(self, module: nn.Module, masks: Mapping[str, torch.Tensor], rate: float) -> None:
+    def __init__(
+        self, module: nn.Module, masks: Mapping[str, torch.Tensor], rate: float, team: Team | None = None
+    ) -> None:
         self.rate = rate
+        self._team = team or Team()
         self._module = module
         self._masks = masks
         names = {name for name, weight in module.named_parameters() if name in masks or weight.ndim < 2}
@@ -68,15 +73,11 @@ class MaskedAdam:
         Raises:
             CalibrationError: A gradient is not finite.
         """
-        for name, weight in self._parameters.items():
-            gradient, mask = weight.grad, self._masks.get(name)
-            if gradient is None:
-                gradient = torch.zeros_like(weight)
+        for name, gradient in zip(self._parameters, self._team.add(self._pop_gradients()), strict=True):
             if not bool(torch.isfinite(gradient).all()):
                 raise CalibrationError(f"The gradient of {name!r} is not finite. Lower the learning rate.")
-            gradient = gradient.float()
+            mask = self._masks.get(name)
             self._copies[name].grad = gradient if mask is None else gradient * mask.to(gradient.device)
-            weight.grad = None
         torch.nn.utils.clip_grad_norm_(self._copies.values(), MAX_GRADIENT_NORM)
         for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
             group["lr"] = self.rate * remaining * scale
@@ -84,6 +85,12 @@ class MaskedAdam:
         with torch.no_grad():
             for name, weight in self._parameters.items():
                 weight.copy_(self._copies[name])
+
+    def _pop_gradients(self) -> Iterator[torch.Tensor]:
+        """Yield the gradient of each parameter in float32, and clear it."""
+        for name, weight in self._parameters.items():
+            yield torch.zeros_like(self._copies[name]) if weight.grad is None else weight.grad.float()
+            weight.grad = None
 
     def _scale(self, name: str, weight: torch.Tensor) -> float:
         kept = weight[self._masks[name].to(weight.device)] if name in self._masks else weight

@@ -28,10 +28,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"solver": "sparsegpt"},
     "alps": {"solver": "alps", "refine": "pcg", "config": {"pattern": "4x1", "target_sparsity": 0.5}},
     "owl": {"solver": "wanda", "allocation": "owl", "config": {"pattern": "1x1", "target_sparsity": 0.5}},
+    "refined": {
+        "solver": "wanda",
+        "refine": [secateur.refiners.Block(steps=5, batches_per_step=2), secateur.refiners.Distill(steps=5, minutes=9)],
+        "calibration": batches(5, rows=512),
+    },
 }
 
-TOLERANCES = {"sparsegpt": 1e-5, "alps": 0.05, "owl": 0.0}
+TOLERANCES = {"sparsegpt": 1e-5, "alps": 0.05, "owl": 0.0, "refined": 1e-4}
 """Method → absolute difference of weights; conjugate gradients stop at another point where inputs hardly say which."""
+
+
+class Alone(secateur.refiners.BlockRefiner):
+    """A refiner that knows nothing of several processes."""
+
+    def refine(self, block: Any) -> None:  # noqa: ARG002
+        raise AssertionError
 
 
 class Stop(nn.Module):
@@ -107,7 +119,7 @@ def disagree_and_fail() -> dict[str, tuple[str, bool]]:
         "plan": explain(config={"pattern": "2:4", "op_names": ["nothing"]} if rank else "2:4"),
         "forward": explain(model=stop_in(deep_mlp(), rank=1)),
         "few": explain(calibration=batches(1)),
-        "refiner": explain(refine=secateur.refiners.Block(steps=1)),
+        "refiner": explain(refine=Alone()),
         "units": explain(config={"pattern": "channels", "target_sparsity": 0.5}, solver="osscar"),
     }
     model = deep_mlp()
@@ -125,6 +137,7 @@ def test_an_error_on_one_rank_is_an_error_on_all() -> None:
         "batches": "must have the same number of batches, calibration data",
         "solver": "must have the same solver, refiners and allocation",
         "few": "at least as many batches as there are processes, 2, found 1",
+        "refiner": "Alone does not support several processes",
         "units": "cannot prune units of several layers",
     }.items():
         assert expected in first[case][0]

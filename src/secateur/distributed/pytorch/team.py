@@ -6,7 +6,7 @@ all ranks have come this far. A rank that fails takes part in the next compariso
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -72,6 +72,15 @@ class Team:
         """Whether this process writes the files and shows the progress."""
         return self.rank == 0
 
+    def owns(self, number: int) -> bool:
+        """Whether this process has the batch of a number; the batches are dealt out like cards.
+
+        Examples:
+            >>> [number for number in range(4) if Team().owns(number)]
+            [0, 1, 2, 3]
+        """
+        return number % self.size == self.rank
+
     @contextmanager
     def work_together(self) -> Iterator[None]:
         """Raise on every rank if the block raises on one. The block may make calls of this team.
@@ -120,16 +129,15 @@ class Team:
         self.gather(None)
         self._communicate(partial(self._ranks.agree, values))
 
-    def add(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the sum over all ranks of each tensor; see `Ranks.add`.
+    def add(self, tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Yield the sum over all ranks of each tensor, one after another; see `Ranks.add`. Take all of them.
 
         Raises:
             RankError: Another rank has failed, or is gone.
         """
-        if self.size == 1:
-            return list(tensors)
         self.gather(None)
-        return [self._communicate(partial(self._ranks.add, tensor)) for tensor in tensors]
+        for tensor in tensors:
+            yield tensor if self.size == 1 else self._communicate(partial(self._ranks.add, tensor))
 
     def copy(self, tensors: Sequence[torch.Tensor], source: int = 0) -> None:
         """Overwrite tensors with those of rank `source`. Call `gather` before, so that failures are known.

@@ -160,7 +160,7 @@ class InputStatistics:
             known |= others
         names = [name for name in self.layers if name in known]
         for store, axes in ((self._sums, None), (self._totals, 2)):
-            own = [store[name] if name in store else self._create_zeros(name, known[name][:axes]) for name in names]
+            own = (store[name] if name in store else self._create_zeros(name, known[name][:axes]) for name in names)
             store.update(zip(names, team.add(own), strict=True))
 
     def _create_zeros(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.pytorch.batches import Batch
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.refiners.base import ModelRefiner, ModelTask
@@ -23,15 +24,22 @@ class ModelRepair:
         refiners: The refiners in order, possibly none.
         batches: The calibration data.
         device: The device of the model.
+        team: The ranks that refine the model together.
     """
 
     def __init__(
-        self, model: nn.Module, refiners: Sequence[ModelRefiner], batches: Sequence[Batch], device: torch.device
+        self,
+        model: nn.Module,
+        refiners: Sequence[ModelRefiner],
+        batches: Sequence[Batch],
+        device: torch.device,
+        team: Team,
     ) -> None:
         self.model = model
         self.refiners = refiners
         self.batches = batches
         self.device = device
+        self.team = team
         self._dense: list[Any] = []
 
     def record_dense(self) -> None:
@@ -56,7 +64,15 @@ class ModelRepair:
         ids = {id(weight) for weight in pruned}
         masks = {name: tensor.detach() != 0 for name, tensor in self.model.named_parameters() if id(tensor) in ids}
         for refiner, dense in zip(self.refiners, self._dense, strict=True):
-            refiner.refine(
-                ModelTask(model=self.model, masks=masks, batches=self.batches, device=self.device, targets=dense)
+            task = ModelTask(
+                model=self.model,
+                masks=masks,
+                batches=self.batches,
+                device=self.device,
+                targets=dense,
+                team=self.team,
             )
+            refiner.refine(task)
+        self.team.gather(None)
+        self.team.copy(list(parameters.values()))
         record.commit(stage, parameters, {})

@@ -99,10 +99,10 @@ class Recipe:
     def refuse_several_ranks(self, ranks: int) -> None:
         """Raise `ConfigError` if a refiner needs all batches in one process, and there are several."""
         members: list[BlockRefiner | ModelRefiner] = [*self.block_refiners, *self.model_refiners]
-        if ranks > 1 and (alone := [member for member in members if not member.can_share_batches]):
+        if ranks > 1 and (alone := [member for member in members if not member.supports_ranks]):
             raise ConfigError(
-                f"refine: {type(alone[0]).__name__} needs all calibration data in one process, and {ranks} processes "
-                f"prune together. Leave it out, or start one process."
+                f"refine: {type(alone[0]).__name__} does not support several processes (supports_ranks), and "
+                f"{ranks} prune together. Leave it out, or start one process."
             )
 
     @property

@@ -137,7 +137,9 @@ class RecordedRun(ABC):
                 f"refine='block' needs a model with a stack of blocks that run one after another, and "
                 f"{type(self.model).__name__} has none. Leave it out."
             )
-        repair = ModelRepair(self.model, self.recipe.model_refiners, self.batches, self.storage.default_device)
+        repair = ModelRepair(
+            self.model, self.recipe.model_refiners, self.batches, self.storage.default_device, self.team
+        )
         if not record.is_done(stages):
             repair.record_dense()
         return repair
@@ -204,4 +206,4 @@ def split_batches(batches: Sequence[Batch], team: Team) -> Sequence[Batch]:
             f"calibration must contain at least as many batches as there are processes, {team.size}, found "
             f"{len(batches)}. Cut the data into smaller batches, or start fewer processes."
         )
-    return batches[team.rank :: team.size]
+    return [batch for batch in batches if team.owns(batch.number)]

@@ -41,6 +41,9 @@ class StageRunner(StageLoop[Stage]):
         if isinstance(stage, BlockStage):
             for refiner in self.recipe.block_refiners:
                 refiner.refine(self._build_block_task(stage, solved.masks, outputs))
+            if self.recipe.block_refiners:
+                self.team.gather(None)
+                self.team.copy(list(parameters.values()))
         targets = {target.name: target for target in stage.targets}
         results = {name: asdict(targets[name].verify(mask)) for name, mask in solved.masks.items()}
         outcome = {"results": results, "errors": solved.errors, "blind": solved.blind, "seconds": solved.seconds}
@@ -57,7 +60,9 @@ class StageRunner(StageLoop[Stage]):
             forward=stage.forward,
             inputs=stage.inputs,
             outputs=outputs,
-            keeps=[batch.keep for batch in stage.batches],
+            keeps={batch.number: batch.keep for batch in stage.batches},
+            team=self.team,
+            total=sum(self.team.gather(len(stage.batches))),
         )
 
     def list_parameters(self, stage: Stage) -> dict[str, torch.Tensor]:
