@@ -35,8 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 
-TOLERANCES = {"sparsegpt": 1e-5, "alps": 0.05, "owl": 0.0, "refined": 1e-4}
-"""Method → absolute difference of weights; conjugate gradients stop at another point where inputs hardly say which."""
+TOLERANCES = {"refined": 1e-6}
+"""Method → absolute difference of weights, if they are not equal to the last bit: gradients add up in float32."""
 
 
 class Alone(secateur.refiners.BlockRefiner):
@@ -91,10 +91,10 @@ def test_several_ranks_prune_like_one(ranks: int) -> None:
         one = prune_by(method)
         for found in (result[method] for result in results):
             assert found["sparsity"] == one["sparsity"]
-            assert found["errors"] == pytest.approx(one["errors"], rel=5e-3)
+            assert found["errors"] == one["errors"]
             for name, value in one["state"].items():
                 assert torch.equal(found["state"][name] == 0, value == 0)
-                torch.testing.assert_close(found["state"][name], value, rtol=0, atol=TOLERANCES[method])
+                torch.testing.assert_close(found["state"][name], value, rtol=0, atol=TOLERANCES.get(method, 0))
                 assert torch.equal(found["state"][name], results[0][method]["state"][name])
 
 

@@ -18,6 +18,7 @@ from secateur._wording import format_list
 from secateur.distributed.pytorch.team import Team
 from secateur.frameworks.pytorch import StackedWeight, get_parameter, get_view
 from secateur.oneshot.pytorch.batches import iterate_tensors
+from secateur.oneshot.pytorch.input_statistics import widen
 
 __all__ = ["ExpertStatistics"]
 
@@ -106,7 +107,7 @@ class ExpertStatistics(TorchFunctionMode):
         view = self._views[name]
         _, positions, inputs = view.canonical_shape
         shape = (view.groups, *[positions * inputs] * (2 if self.with_gram else 1))
-        return torch.zeros(shape, device=get_parameter(self.layers[name]).device)
+        return widen(torch.zeros(shape, device=get_parameter(self.layers[name]).device))
 
     def find_reason(self, layer: str) -> str | None:
         """Return why the inputs of a layer are unknown; ``None`` if those of at least one expert are known."""
@@ -125,7 +126,7 @@ class ExpertStatistics(TorchFunctionMode):
 
     def get_sums(self, layer: str) -> torch.Tensor:
         """Return the Gram matrices (E, F, F), or their diagonals (E, F); zero for unused experts."""
-        return self._sums[layer]
+        return self._sums[layer].float()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -184,7 +185,7 @@ class ExpertStatistics(TorchFunctionMode):
         self._rows[layer][expert] += int(rows_NF.any(dim=1).sum())
         if layer not in self._sums:
             shape = (self._views[layer].groups, *[rows_NF.shape[1]] * (2 if self.with_gram else 1))
-            self._sums[layer] = rows_NF.new_zeros(shape)
+            self._sums[layer] = widen(rows_NF.new_zeros(shape))
         self._sums[layer][expert] += rows_NF.T @ rows_NF if self.with_gram else rows_NF.square().sum(dim=0)
 
 

@@ -23,7 +23,7 @@ from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.batches import get_version
 from secateur.oneshot.pytorch.input_features import iterate_features
 
-__all__ = ["AttentionCalls", "InputStatistics"]
+__all__ = ["AttentionCalls", "InputStatistics", "widen"]
 
 PROJECTION_ARGUMENT = 11
 """Position of the output projection's weight in the arguments of ``multi_head_attention_forward``."""
@@ -59,6 +59,8 @@ class AttentionCalls(TorchFunctionMode):
 
 class InputStatistics:
     """Gram matrices or norms of layer inputs, and their means. Layers that read the same tensor share them.
+
+    Sums over one batch are in float32, and sums over batches in float64, so that their order hardly matters.
 
     Args:
         layers: Layer name → module.
@@ -125,7 +127,7 @@ class InputStatistics:
                 raise self._create_sharing_error(name)
             groups.setdefault(self._leaders[name], []).append(name)
         for leader in groups:
-            if not bool(torch.isfinite(self._sums[leader]).all()):
+            if not bool(torch.isfinite(self._sums[leader].float()).all()):
                 raise CalibrationError(
                     f"layer {leader!r}: its inputs must be finite, found inf or nan. Check the calibration data and "
                     f"the layers before it."
@@ -166,17 +168,17 @@ class InputStatistics:
     def _create_zeros(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         """Return the statistics of a layer that has read nothing, beside those of the others."""
         device = next((weight.device for weight in self.layers[name].parameters()), None)
-        return torch.zeros(shape, device=device)
+        return widen(torch.zeros(shape, device=device))
 
     def norms(self, layer: str) -> torch.Tensor:
         """Return the norm of each input feature over all tokens."""
         total = self._sums[self._leaders[layer]]
-        return (total.diagonal(dim1=-2, dim2=-1) if self.with_gram else total).clamp(min=0).sqrt()
+        return (total.diagonal(dim1=-2, dim2=-1) if self.with_gram else total).clamp(min=0).sqrt().float()
 
     def compute_moments(self, layer: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean and the variance of each input feature over all tokens."""
         leader = self._leaders[layer]
-        means = self._totals[leader] / self._rows[leader]
+        means = (self._totals[leader] / self._rows[leader]).float()
         return means, (self.norms(layer).square() / self._rows[leader] - means.square()).clamp(min=0)
 
     def count_rows(self, layer: str) -> int:
@@ -185,7 +187,7 @@ class InputStatistics:
 
     def pop_gram(self, layer: str) -> torch.Tensor | None:
         """Return and discard the Gram matrix; ``None`` if it was not accumulated."""
-        return self._sums.pop(self._leaders[layer]) if self.with_gram else None
+        return self._sums.pop(self._leaders[layer]).float() if self.with_gram else None
 
     def _hook(self, name: str) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -218,14 +220,15 @@ class InputStatistics:
 
     def _add(self, name: str, rows_NGF: torch.Tensor) -> None:
         self._rows[name] += len(rows_NGF)
-        total = rows_NGF.sum(dim=0)
-        self._totals[name] = self._totals[name].add_(total) if name in self._totals else total
-        if not self.with_gram:
-            squares = rows_NGF.square().sum(dim=0)
-            self._sums[name] = self._sums[name].add_(squares) if name in self._sums else squares
-            return
         rows_GNF = rows_NGF.transpose(0, 1)
-        if name not in self._sums:
-            groups, _, width = rows_GNF.shape
-            self._sums[name] = rows_GNF.new_zeros((groups, width, width))
-        self._sums[name].baddbmm_(rows_GNF.transpose(1, 2), rows_GNF)
+        sums = rows_GNF.transpose(1, 2) @ rows_GNF if self.with_gram else rows_NGF.square().sum(dim=0)
+        for store, value in ((self._totals, rows_NGF.sum(dim=0)), (self._sums, sums)):
+            store[name] = store[name].add_(value) if name in store else widen(value)
+
+
+def widen(total: torch.Tensor) -> torch.Tensor:
+    """Return a sum over one batch in float64, to which those of other batches are added.
+
+    What is rounded to float32 afterwards rarely depends on their order, and so on which process adds which of them.
+    """
+    return total if total.device.type == "mps" else total.double()

@@ -21,7 +21,7 @@ from secateur.oneshot.pytorch.weight_storage import WeightStorage
 __all__ = ["BlockStage", "ModelStage", "Stage", "build_stages", "find_block"]
 
 MAX_GRAM_BYTES = 1 << 28
-"""Size of the Gram matrices accumulated in one pass through a model without a stack of blocks."""
+"""Size, in float32, of the Gram matrices accumulated in one pass through a model without a stack of blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
