@@ -45,18 +45,20 @@ def join_processes(device: str | None) -> Iterator[Processes]:
     from secateur.distributed.pytorch.launch import leave_processes, place_on_rank, wait_for_end
     from secateur.distributed.pytorch.team import Team
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
     ranks = join(device)
     team = Team(ranks)
     try:
         with _silence() if ranks.rank else ExitStack(), team.work_together():
             yield Processes(is_leader=team.is_leader, device=place_on_rank(device))
     except BaseException as error:
+        signal.signal(signal.SIGTERM, previous)
         if team.is_leader or team.is_cut_off:
             raise
         code, _ = explain_failure(error)
         wait_for_end(ranks)  # rank 0 has to print first, because torchrun then ends all processes
         raise typer.Exit(code) from error
+    signal.signal(signal.SIGTERM, previous)
     leave_processes()
 
 
