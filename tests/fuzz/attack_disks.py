@@ -57,7 +57,7 @@ def check(saved: Path, expected: set[int | None], before: int | None) -> None:
     assert os.listdir(saved.parent) == ["saved"]
 
 
-@attack(cases=30, seconds=30, may_refuse=False)
+@attack(cases=15, seconds=30, may_refuse=False)
 def killed_at_any_call(chance: random.Random, folder: Path) -> None:
     """Kill a process that saves or converts."""
     if not hasattr(os, "fork"):

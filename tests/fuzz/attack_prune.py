@@ -171,7 +171,7 @@ def mutate(content: bytes, random: Random) -> bytes:
     return bytes(changed)
 
 
-@attack(cases=30, may_refuse=False)
+@attack(cases=15, may_refuse=False)
 def prune_with_a_damaged_journal(random: Random, folder: Path) -> None:
     """Damage the files of an interrupted run: they are refused, or the result is that of an undisturbed run."""
     way, run = random.randrange(len(OPTIONS)), folder / "run"

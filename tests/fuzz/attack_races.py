@@ -102,7 +102,7 @@ def in_thread(work: Callable[[], None]) -> Callable[[], None]:
     return join
 
 
-@attack(cases=12, seconds=60, may_refuse=False)
+@attack(cases=6, seconds=60, may_refuse=False)
 def savers_beside_readers(chance: random.Random, folder: Path) -> None:
     """Save in some processes or threads, and read, copy, convert and verify in others."""
     saved = folder / "saved"

@@ -301,13 +301,13 @@ def outputs_of(model: nn.Module, given: Any, context: Callable[[], AbstractConte
         return take_snapshot(model(*given) if isinstance(given, tuple) else model(**given))
 
 
-@attack(cases=24, may_refuse=False)
+@attack(cases=12, may_refuse=False)
 def random_models(chance: random.Random, folder: Path) -> None:  # noqa: ARG001 - nothing is stored
     """Compile random models: their outputs do not change, for any kind of input."""
     attack_model(chance, make_model, make_inputs)
 
 
-@attack(cases=12, may_refuse=False)
+@attack(cases=6, may_refuse=False)
 def random_convolutions(chance: random.Random, folder: Path) -> None:  # noqa: ARG001 - nothing is stored
     """Compile random convolutions: their outputs do not change."""
     attack_model(chance, make_convolutions, make_images)
