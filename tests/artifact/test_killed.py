@@ -124,12 +124,14 @@ def failing(error: BaseException) -> Callable[[], None]:
     return fail
 
 
+FULL, DENIED = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EACCES, "Permission denied")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("is_new", [False, True])
 @pytest.mark.parametrize(
-    "error",
-    [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EACCES, "Permission denied"), StoppedError()],
-    ids=["full", "denied", "stopped"],
+    ("error", "is_new"),
+    [(FULL, False), (FULL, True), (DENIED, False), (StoppedError(), False), (StoppedError(), True)],
+    ids=["full-old", "full-new", "denied-old", "stopped-old", "stopped-new"],
 )
 def test_an_error_at_any_call_is_clear_and_changes_nothing(
     error: BaseException, is_new: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
