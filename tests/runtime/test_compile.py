@@ -118,24 +118,26 @@ def test_transformers_conv1d_is_transposed() -> None:
     assert secateur.plan(model, {"pattern": "4x1"}).layers[0].is_pruned
 
 
+CONVOLUTIONS: list[dict[str, Any]] = [
+    {"kernel_size": 1},
+    {"kernel_size": (3, 5), "dilation": (2, 1), "padding": "same"},
+    {"kernel_size": 5, "padding": 3, "stride": 2, "dilation": 2, "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 3, "stride": 2},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+    {"kernel_size": 3, "padding": (2, 1), "stride": (2, 3)},
+    {"kernel_size": 1, "stride": 2},
+    {"kernel_size": 1, "padding": 1},
+]
+
+
 @pytest.mark.usefixtures("replace_all_layers")
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"kernel_size": 1},
-        {"kernel_size": 3, "padding": 1},
-        {"kernel_size": 3, "stride": 2},
-        {"kernel_size": (3, 5), "dilation": (2, 1), "padding": "same"},
-        {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
-        {"kernel_size": 3, "padding": (2, 1), "stride": (2, 3)},
-        {"kernel_size": 5, "padding": 3, "stride": 2, "dilation": 2, "padding_mode": "reflect"},
-        {"kernel_size": 1, "stride": 2},
-        {"kernel_size": 1, "padding": 1},
-    ],
+    ("pattern", "options", "memory"),
+    [("4x1", options, memory) for memory in (torch.contiguous_format, torch.channels_last) for options in CONVOLUTIONS]
+    + [(pattern, options, torch.contiguous_format) for pattern in ("1x1", "2:4") for options in CONVOLUTIONS[:3]],
 )
-@pytest.mark.parametrize("pattern", ["4x1", "1x1", "2:4"])
-@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_convolutions(options: dict[str, Any], pattern: str, memory: torch.memory_format) -> None:
+def test_convolutions(pattern: str, options: dict[str, Any], memory: torch.memory_format) -> None:
     torch.manual_seed(0)
     model = prune_model(nn.Sequential(nn.Conv2d(8, 16, **options), nn.ReLU(), nn.Conv2d(16, 8, 3)), pattern, 0.5)
     inputs = torch.randn(2, 8, 12, 12).contiguous(memory_format=memory)
