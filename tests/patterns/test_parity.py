@@ -24,8 +24,13 @@ def converted(scores: dict[str, Any], library: str) -> dict[str, Any]:
     return {name: LIBRARIES[library](array) for name, array in scores.items()}
 
 
-@every_library
-@every_pattern
+COMPILED_BY_JAX = ("4x1", "1x4", "channelx4", "2:4")
+"""JAX compiles each operation for each shape, which takes two seconds a pattern; its own process tests more of them."""
+
+
+@pytest.mark.parametrize(
+    ("library", "spec"), [*[("torch", spec) for spec in SPECS], *[("jax", spec) for spec in COMPILED_BY_JAX]]
+)
 def test_masks(library: str, spec: str) -> None:
     views = {"fc": view(32, 1, 16), "conv": view(16, 4, 8)}  # as many weights, so that JAX compiles less
     pattern, share = array_pattern(spec, views), float(share_of(spec))
