@@ -87,14 +87,13 @@ import resource, sys
 import numpy as np, torch
 import secateur
 from secateur.artifact import convert, inspect
-path, spare, *verbs = sys.argv[1:]
+path, *pairs = sys.argv[1:]
 model = torch.nn.Linear(4096, 2048, bias=False, dtype=torch.bfloat16)
 for _ in range(2):  # what is imported and started only now
     small = torch.nn.Linear(8, 8, bias=False)
     secateur.save(small, path + "-small"); secateur.load(path + "-small", small); secateur.verify(path + "-small")
     convert(path + "-small", path + "-smaller"); inspect(path + "-small"); inspect(small)
 used = next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize"))
-resource.setrlimit(resource.RLIMIT_AS, (used + int(spare),) * 2)
 uses = {
     "load": lambda: secateur.load(path, model),
     "verify": lambda: secateur.verify(path),
@@ -102,7 +101,8 @@ uses = {
     "convert": lambda: convert(path, path + "-target"),
     "save": lambda: secateur.save(model, path + "-target"),
 }
-for verb in verbs:
+for verb, spare in (pair.split("=") for pair in pairs):
+    resource.setrlimit(resource.RLIMIT_AS, (used + int(spare), resource.RLIM_INFINITY))
     try:
         uses[verb]()
     except secateur.SecateurError as error:
@@ -114,9 +114,9 @@ for verb in verbs:
 LARGE = (2048, 4096)
 
 
-def limited(path: Path, spare: int, *verbs: str) -> list[str]:
+def limited(path: Path, **spare: int) -> list[str]:
     """What comes of each verb where so many bytes are left for it."""
-    command = [sys.executable, "-c", LIMITED, str(path), str(spare), *verbs]
+    command = [sys.executable, "-c", LIMITED, str(path), *(f"{verb}={count}" for verb, count in spare.items())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -136,15 +136,15 @@ DENSE, PACKED = 2 * LARGE[0] * LARGE[1], 9 * LARGE[0] * LARGE[1] // 8
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory")
 def test_the_documented_memory_is_enough(large: Path) -> None:
-    assert limited(large, DENSE + PACKED + CONSTANT, "load") == ["load done"]
-    assert limited(large, DENSE + PACKED + PER_WEIGHT * LARGE[0] * LARGE[1] + CONSTANT, "verify") == ["verify done"]
+    load, verify = DENSE + PACKED + CONSTANT, DENSE + PACKED + PER_WEIGHT * LARGE[0] * LARGE[1] + CONSTANT
+    assert limited(large, load=load, verify=verify) == ["load done", "verify done"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of memory")
 def test_too_little_memory_is_an_error_that_names_the_tensor(large: Path) -> None:
     verbs = ["load", "verify", "inspect", "convert", "save"]
-    found = limited(large, DENSE // 4, *verbs)
+    found = limited(large, **dict.fromkeys(verbs, DENSE // 4))
     assert len(found) == len(verbs)
     for verb, line in zip(verbs, found, strict=True):
         assert re.fullmatch(
