@@ -3,6 +3,8 @@
 import copy
 import itertools
 import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from secateur.errors import CalibrationError, ConfigError
 from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import read_batches
 from secateur.refiners import Block, Distill
-from secateur.refiners.base import BlockTask, ModelTask
+from secateur.refiners.base import BlockRefiner, BlockTask, ModelTask
 from secateur.refiners.block import _compute_loss
 from secateur.refiners.distill import _compute_batch_loss
 from secateur.refiners.tuning import MIN_SCALE, MaskedAdam, shuffle_batches
@@ -59,6 +61,54 @@ def divergence(model: nn.Module, dense: nn.Module) -> float:
             logs, expected = (member(**batch).logits.log_softmax(-1) for member in (model, dense))
             divergences.append((expected.exp() * (expected - logs)).sum(-1).mean())
     return float(torch.stack(divergences).mean())
+
+
+@dataclass(frozen=True)
+class Recorder(BlockRefiner):
+    """Keeps what blocks are compared with."""
+
+    found: list[list[torch.Tensor]] = field(default_factory=list, repr=False)
+
+    def refine(self, block: BlockTask) -> None:
+        numbers = range(len(block.keeps))
+        self.found.append(
+            [torch.cat([states[number] for number in numbers]) for states in (block.inputs, block.outputs)]
+        )
+
+
+def record_dense_blocks() -> list[list[torch.Tensor]]:
+    """Return the inputs and outputs of each dense block."""
+    model, found = llama(), []
+    for block in model.model.layers:
+        block.register_forward_hook(lambda _, args, output: found.append([args[0], output]))
+    with torch.no_grad():
+        model(torch.cat([batch["input_ids"] for batch in tokens()]))
+    return found
+
+
+@pytest.mark.parametrize("config", [{"pattern": "2:4"}, {"pattern": "channels", "target_sparsity": 0.5}], ids=str)
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_blocks_are_compared_with_those_of_the_dense_model(
+    config: dict[str, Any], is_resumed: bool, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {
+        "calibration": tokens(),
+        "solver": "sparsegpt" if config["pattern"] == "2:4" else "ziplm",
+    }
+    expected, recorder = record_dense_blocks(), Recorder()
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    if is_resumed:
+        execution = secateur.Execution(folder=tmp_path, progress=stop)
+        refine = [Recorder(), Block(steps=2)]
+        with pytest.raises(KeyboardInterrupt):
+            secateur.prune(llama(), config, refine=refine, execution=execution, **arguments)
+    execution = secateur.Execution(folder=tmp_path)
+    secateur.prune(llama(), config, refine=[recorder, Block(steps=2)], execution=execution, **arguments)
+    assert len(recorder.found) == len(expected) - is_resumed
+    torch.testing.assert_close(recorder.found, expected[is_resumed:])
 
 
 def test_block_reduces_the_error_of_a_block() -> None:
@@ -139,7 +189,7 @@ def test_the_loss_of_a_block_is_relative_to_what_it_adds() -> None:
     inputs, outputs = Activations(), Activations()
     inputs[0], outputs[0] = read, dense
     task = BlockTask(
-        block=nn.Identity(), masks={}, forward=lambda _: output, inputs=inputs, outputs=outputs, keeps=[keep]
+        block=nn.Identity(), masks={}, forward=lambda _: output, inputs=inputs, outputs=outputs, keeps={0: keep}
     )
     assert float(_compute_loss(task, 0)) == pytest.approx(sum(losses) / 4, rel=1e-5)
 

@@ -57,8 +57,8 @@ class BlockTask:
         block: The block.
         masks: Name of a pruned parameter in the block → booleans of its shape, ``True`` = kept.
         forward: Computes the current output of the block for the batch of a given number.
-        inputs: The inputs of the block, by batch number.
-        outputs: The outputs of the dense block for the same inputs, by batch number.
+        inputs: The inputs of this block in the dense model, by batch number. `forward` reads those in the pruned one.
+        outputs: Its outputs in the dense model, by batch number.
         keeps: The tokens that count, by batch number, of shape (batch, tokens); ``None``: all of them.
         team: The processes that refine the block together; each has the batches that it owns, see `Team.owns`.
         total: Number of batches of all processes; ``None``: those of this one.
@@ -69,7 +69,7 @@ class BlockTask:
     forward: Callable[[int], torch.Tensor]
     inputs: HiddenStates
     outputs: HiddenStates
-    keeps: Sequence[torch.Tensor | None] | Mapping[int, torch.Tensor | None]
+    keeps: Mapping[int, torch.Tensor | None]
     team: Team = field(default_factory=Team)
     total: int | None = None
 
@@ -117,7 +117,7 @@ class UnitRefiner(Refiner, ABC):
 
 
 class BlockRefiner(Refiner, ABC):
-    """Repairs a block towards the outputs of the dense block on the same inputs.
+    """Repairs a block towards its outputs in the dense model.
 
     Attributes:
         supports_ranks: Whether several processes can run it together; see `BlockTask.team`.

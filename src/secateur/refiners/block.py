@@ -1,4 +1,4 @@
-"""Tune a pruned block towards the outputs of the dense block on the same inputs."""
+"""Tune a pruned block towards the outputs of the same block in the dense model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["Block"]
 class Block(BlockRefiner):
     """Take a few Adam steps on the kept weights, norms and biases of one block.
 
-    The loss of a token is the squared distance between the outputs of the pruned and the dense block on the same
-    inputs, divided by the squared norm of what the dense block adds to the token. This way a few tokens with huge
-    activations do not dominate the loss.
+    The loss of a token is the squared distance between the outputs of the block in the pruned and in the dense model,
+    divided by the squared norm of what the dense block adds to the token. So a block also makes up for the errors of
+    those before it, and a few tokens with huge activations do not dominate the loss.
 
     Attributes:
         steps: Number of steps, ≥ 1.

@@ -15,8 +15,11 @@ from torch import nn
 from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.interrupts import allow_interrupts
+from secateur.oneshot.pytorch.dense_stream import DenseStream
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import RunRecord
+from secateur.oneshot.pytorch.stages import BlockStage
+from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
 
 __all__ = ["Outcome", "StageLoop"]
@@ -61,6 +64,10 @@ class LoopStage(Protocol):
     def has_work(self) -> bool:
         """Whether anything in it is pruned."""
 
+    @property
+    def block(self) -> BlockStage | None:
+        """Itself or its part, if that is a block of a stack."""
+
     def load_weights(self) -> AbstractContextManager[object]:
         """Load the weights onto the device that runs the stage, within this context."""
 
@@ -91,19 +98,56 @@ class StageLoop(ABC, Generic[AnyStage]):
         self.execution = execution
         self.team = team or Team()
         self.outcome = Outcome()
+        self.dense = DenseStream(execution.offload)
 
     def run(self, stages: Sequence[AnyStage]) -> Outcome:
         """Prune all stages, or resume after the finished ones."""
         start, pruned_here = time.perf_counter(), 0
-        for number, stage in enumerate(stages):
-            with stage.load_weights():
-                if not self._resume(number, stage):
-                    self.prune_stage(number, stage)
-                    pruned_here += 1
-                if self._needs_outputs(stages, number):
-                    stage.advance()
-            self._report_progress(stage.name, (number + 1, len(stages)), time.perf_counter() - start, pruned_here)
+        with self.dense:
+            if self.recipe.block_refiners and (block := next(filter(None, (stage.block for stage in stages)), None)):
+                self.dense.start(block)
+            for number, stage in enumerate(stages):
+                with stage.load_weights():
+                    pruned_here += self._run_stage(stages, number)
+                self._report_progress(stage.name, (number + 1, len(stages)), time.perf_counter() - start, pruned_here)
         return self.outcome
+
+    def _run_stage(self, stages: Sequence[AnyStage], number: int) -> bool:
+        """Prune a stage or resume it, and pass its outputs on; returns whether it was pruned here."""
+        stage, is_last = stages[number], not self._needs_outputs(stages, number)
+        is_done = self.record.is_done(number)
+        if self.recipe.block_refiners and stage.block and not (is_done and is_last):
+            self.dense.advance(stage.block)
+        if is_new := not self._resume(number, stage):
+            self.prune_stage(number, stage)
+        if not is_last:
+            stage.advance()
+        return is_new
+
+    def refine_block(self, stage: AnyStage, masks: Mapping[int, torch.Tensor]) -> None:
+        """Run the refiners of blocks on a pruned stage.
+
+        Args:
+            stage: The stage.
+            masks: Identity of each pruned parameter of the block → its mask.
+        """
+        if (block := stage.block) is None or not self.recipe.block_refiners:
+            return
+        names = {name: id(parameter) for name, parameter in block.module.named_parameters()}
+        task = BlockTask(
+            block=block.module,
+            masks={name: masks[key] for name, key in names.items() if key in masks},
+            forward=block.forward,
+            inputs=self.dense.inputs,
+            outputs=self.dense.outputs,
+            keeps={batch.number: batch.keep for batch in block.batches},
+            team=self.team,
+            total=sum(self.team.gather(len(block.batches))),
+        )
+        for refiner in self.recipe.block_refiners:
+            refiner.refine(task)
+        self.team.gather(None)
+        self.team.copy(list(self.list_parameters(stage).values()))
 
     @abstractmethod
     def prune_stage(self, number: int, stage: AnyStage) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
@@ -16,9 +15,8 @@ from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.layer_jobs import create_jobs, run_jobs
 from secateur.oneshot.pytorch.stage_loop import StageLoop
-from secateur.oneshot.pytorch.stages import BlockStage, Stage
+from secateur.oneshot.pytorch.stages import Stage
 from secateur.oneshot.pytorch.targets import build_blind_problem, build_experts_problem, build_problem
-from secateur.refiners.base import BlockTask
 from secateur.solvers.problem import Problem
 
 __all__ = ["StageRunner", "collect_statistics", "iterate_problems"]
@@ -29,46 +27,21 @@ class StageRunner(StageLoop[Stage]):
 
     def prune_stage(self, number: int, stage: Stage) -> None:
         """See `StageLoop.prune_stage`."""
-        with closing(Activations(self.execution.offload)) as outputs:
-            self._prune_with(outputs, number, stage)
-
-    def _prune_with(self, outputs: Activations, number: int, stage: Stage) -> None:
-        stored = outputs if self.recipe.block_refiners else None
-        statistics, experts = collect_statistics(stage, self.team, with_gram=self.recipe.needs_gram, outputs=stored)
+        statistics, experts = collect_statistics(stage, self.team, with_gram=self.recipe.needs_gram, outputs=None)
         parameters = self.list_parameters(stage)
         self.record.back_up(number, parameters)
         solved = run_jobs(create_jobs(stage.targets, self.recipe, statistics, experts), self.team)
-        if isinstance(stage, BlockStage):
-            for refiner in self.recipe.block_refiners:
-                refiner.refine(self._build_block_task(stage, solved.masks, outputs))
-            if self.recipe.block_refiners:
-                self.team.gather(None)
-                self.team.copy(list(parameters.values()))
         targets = {target.name: target for target in stage.targets}
+        self.refine_block(stage, {id(targets[name].weight.parameter): mask for name, mask in solved.masks.items()})
         results = {name: asdict(targets[name].verify(mask)) for name, mask in solved.masks.items()}
         outcome = {"results": results, "errors": solved.errors, "blind": solved.blind, "seconds": solved.seconds}
         self.outcome.add(outcome)
         self.record.commit(number, parameters, outcome)
 
-    def _build_block_task(
-        self, stage: BlockStage, masks: Mapping[str, torch.Tensor], outputs: Activations
-    ) -> BlockTask:
-        by_id = {id(target.weight.parameter): masks[target.name] for target in stage.targets}
-        return BlockTask(
-            block=stage.module,
-            masks={name: by_id[id(weight)] for name, weight in stage.module.named_parameters() if id(weight) in by_id},
-            forward=stage.forward,
-            inputs=stage.inputs,
-            outputs=outputs,
-            keeps={batch.number: batch.keep for batch in stage.batches},
-            team=self.team,
-            total=sum(self.team.gather(len(stage.batches))),
-        )
-
     def list_parameters(self, stage: Stage) -> dict[str, torch.Tensor]:
         """See `StageLoop.list_parameters`."""
         parameters = [target.weight.parameter for target in stage.targets]
-        if self.recipe.block_refiners and isinstance(stage, BlockStage):
+        if self.recipe.block_refiners and stage.block:
             parameters = list(stage.module.parameters())
         return self.name_parameters(parameters)
 

@@ -48,6 +48,11 @@ class Stage(ABC):
     def module(self) -> nn.Module:
         """The module that runs."""
 
+    @property
+    def block(self) -> BlockStage | None:
+        """Itself, if it is a block of a stack."""
+        return None
+
     @abstractmethod
     def load_weights(self) -> AbstractContextManager[object]:
         """Load the weights onto the device that runs the stage, within this context."""
@@ -82,6 +87,11 @@ class BlockStage(Stage):
         """The block."""
         return self.stack.blocks[self.index]
 
+    @property
+    def block(self) -> BlockStage:
+        """See `Stage.block`."""
+        return self
+
     @contextmanager
     def load_weights(self) -> Iterator[None]:
         """See `Stage.load_weights`.
@@ -95,9 +105,12 @@ class BlockStage(Stage):
 
     def forward(self, number: int) -> torch.Tensor:
         """See `Stage.forward`."""
+        return self.run(number, self.inputs[number])
+
+    def run(self, number: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Run on other hidden states, with the other inputs of a batch."""
         with name_failing_batch(number):
-            hidden = self.inputs[number].to(self.storage.device(self.module))
-            return self.stack.calls[number][self.index].run(self.module, hidden)
+            return self.stack.calls[number][self.index].run(self.module, hidden.to(self.storage.device(self.module)))
 
     def advance(self) -> None:
         """See `Stage.advance`."""

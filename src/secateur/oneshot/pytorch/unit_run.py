@@ -18,7 +18,6 @@ from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import Run, build_report, refuse_violations
 from secateur.oneshot.execution import Execution
 from secateur.oneshot.interrupts import allow_interrupts
-from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import calibration_mode
 from secateur.oneshot.pytorch.mask_gradients import measure_gradients
 from secateur.oneshot.pytorch.recipe import Recipe
@@ -45,7 +44,6 @@ from secateur.oneshot.pytorch.unit_stages import (
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns.coupled import GroupPattern
 from secateur.planning.planner import Plan
-from secateur.refiners.base import BlockTask
 from secateur.results import PruningReport
 from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath
 
@@ -257,32 +255,15 @@ class UnitRunner(StageLoop[UnitStage]):
 
     def prune_stage(self, number: int, stage: UnitStage) -> None:
         """See `StageLoop.prune_stage`."""
-        with closing(Activations(self.execution.offload)) as outputs:
-            self._prune_with(outputs, number, stage)
-
-    def resume_stage(self, saved: Mapping[str, Any]) -> None:
-        """See `StageLoop.resume_stage`."""
-        self.masks.remove(saved["removed"])
-
-    def list_parameters(self, stage: UnitStage) -> dict[str, torch.Tensor]:
-        """See `StageLoop.list_parameters`."""
-        parameters = {id(weight): weight for group in stage.groups for weight in group.parameters}
-        if self.recipe.block_refiners and isinstance(stage.part, BlockStage):
-            parameters |= {id(weight): weight for weight in stage.part.module.parameters()}
-        return self.name_parameters(list(parameters.values()))
-
-    def _prune_with(self, outputs: Activations, number: int, stage: UnitStage) -> None:
-        is_refined = bool(self.recipe.block_refiners) and isinstance(stage.part, BlockStage)
         parameters = self.list_parameters(stage)
         self.record.back_up(number, parameters)
         errors: dict[str, float] = {}
         removed: dict[str, list[int]] = {}
         blind: dict[str, str] = {}
-        seconds, unmeasured = 0.0, outputs if is_refined else None
+        seconds = 0.0
         for group in stage.groups:
             if self.counts[group.name]:
-                task = self._measure(stage, group, unmeasured)
-                unmeasured = None
+                task = self._measure(stage, group)
                 blind |= task.blind
                 start = time.perf_counter()
                 keep_U, updates = self._solve(task)
@@ -291,19 +272,28 @@ class UnitRunner(StageLoop[UnitStage]):
                 self.masks.remove({group.name: removed[group.name]})
                 for name, error in write_updates(task, updates, self.masks).items():
                     errors[name] = errors.get(name, 0.0) + error
-        if is_refined and removed:
-            assert isinstance(stage.part, BlockStage)
-            for refiner in self.recipe.block_refiners:
-                refiner.refine(self._build_block_task(stage, stage.part, outputs))
+        if removed:
+            self.refine_block(stage, self._mask_parameters(stage))
         outcome = {"removed": removed, "errors": errors, "blind": blind, "seconds": seconds}
         self.outcome.add(outcome)
         self.record.commit(number, parameters, outcome)
 
-    def _measure(self, stage: UnitStage, group: UnitGroup, outputs: Activations | None) -> UnitTask:
+    def resume_stage(self, saved: Mapping[str, Any]) -> None:
+        """See `StageLoop.resume_stage`."""
+        self.masks.remove(saved["removed"])
+
+    def list_parameters(self, stage: UnitStage) -> dict[str, torch.Tensor]:
+        """See `StageLoop.list_parameters`."""
+        parameters = {id(weight): weight for group in stage.groups for weight in group.parameters}
+        if self.recipe.block_refiners and stage.block:
+            parameters |= {id(weight): weight for weight in stage.block.module.parameters()}
+        return self.name_parameters(list(parameters.values()))
+
+    def _measure(self, stage: UnitStage, group: UnitGroup) -> UnitTask:
         """Measure the inputs of the layers that read a group, and build its problem."""
         with_gram = self.recipe.needs_unit_gram
         layers = {reader.name: reader.module for reader in group.readers if reader.blind is None}
-        statistics = record_statistics(stage.part, layers, with_gram=with_gram, outputs=outputs)
+        statistics = record_statistics(stage.part, layers, with_gram=with_gram)
         return build_task(group, read_statistics(statistics), self.masks, self.gradients, with_gram=with_gram)
 
     def _solve(self, task: UnitTask) -> tuple[torch.Tensor, list[ConsumerUpdate]]:
@@ -330,17 +320,11 @@ class UnitRunner(StageLoop[UnitStage]):
                 updates.append(update)
         return keep_U, updates
 
-    def _build_block_task(self, stage: UnitStage, part: BlockStage, outputs: Activations) -> BlockTask:
+    def _mask_parameters(self, stage: UnitStage) -> dict[int, torch.Tensor]:
+        """Return the identity of each parameter of the groups of a stage → its mask."""
         masks: dict[int, torch.Tensor] = {}
         for group in stage.groups:
             for layer in group.layers:
                 parameter = ParameterWeight(layer, group.pattern).parameter
                 masks[id(parameter)] = self.masks.mask_weight(group.pattern, layer).to(parameter.device)
-        return BlockTask(
-            block=part.module,
-            masks={name: masks[id(weight)] for name, weight in part.module.named_parameters() if id(weight) in masks},
-            forward=part.forward,
-            inputs=part.inputs,
-            outputs=outputs,
-            keeps=[batch.keep for batch in part.batches],
-        )
+        return masks

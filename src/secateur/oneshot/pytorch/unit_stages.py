@@ -44,6 +44,11 @@ class UnitStage:
         """Whether it has groups to prune."""
         return bool(self.groups)
 
+    @property
+    def block(self) -> BlockStage | None:
+        """Its part, if that is a block of a stack."""
+        return self.part.block
+
     def load_weights(self) -> AbstractContextManager[object]:
         """See `Stage.load_weights`."""
         return self.part.load_weights()

@@ -1,0 +1,45 @@
+"""Run the dense blocks of a model beside the pruned ones, because refiners compare the two."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Literal
+
+from secateur.oneshot.pytorch.activations import Activations
+from secateur.oneshot.pytorch.stages import BlockStage
+
+__all__ = ["DenseStream"]
+
+
+class DenseStream(AbstractContextManager["DenseStream"]):
+    """The hidden states of the dense model before and after one block of its stack.
+
+    Args:
+        offload: Where to store them; see `Activations`.
+
+    Attributes:
+        inputs: The inputs of the current block.
+        outputs: Its outputs.
+    """
+
+    def __init__(self, offload: Literal["memory", "disk"]) -> None:
+        self.inputs, self.outputs = Activations(offload), Activations(offload)
+
+    def start(self, block: BlockStage) -> None:
+        """Copy the inputs of the first block, before anything is pruned."""
+        for batch in block.batches:
+            self.outputs[batch.number] = block.inputs[batch.number]
+
+    def advance(self, block: BlockStage) -> None:
+        """Run the next block, which must be dense."""
+        self.inputs, self.outputs = self.outputs, self.inputs
+        for batch in block.batches:
+            self.outputs[batch.number] = block.run(batch.number, self.inputs[batch.number])
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free memory and disk space."""
+        self.inputs.close()
+        self.outputs.close()
