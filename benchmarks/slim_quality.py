@@ -13,8 +13,7 @@ in the file given by ``--cache``.
 - *Language*: SmolLM2-135M-Instruct without 10, 20 or 30 % of the parameters of its blocks. Calibration is on 32
   sequences of 512 tokens, the rise is that of the log-perplexity of 32 others.
 - *Sentences*: MiniLM-L6 without half of its neurons and heads; the similarity to the dense model's embeddings.
-- *Images*: a ResNet-20 without half of its FLOPs, before and after three epochs of fine-tuning, the first two on
-  images of half the size.
+- *Images*: a ResNet-20 without half of its FLOPs, before and after three epochs of fine-tuning.
 """
 
 from __future__ import annotations
@@ -372,7 +371,7 @@ def slim_resnet(model: Any, batches: Sequence[torch.Tensor]) -> None:
 def fine_tune(model: nn.Module, training: Images, test: Images, seed: int) -> float:
     """Fine-tune a copy, and return its accuracy."""
     tuned = copy.deepcopy(model)
-    for _ in train(tuned, training, FINE_TUNING_EPOCHS, FINE_TUNING_RATE, seed, small_epochs=2):
+    for _ in train(tuned, training, FINE_TUNING_EPOCHS, FINE_TUNING_RATE, seed):
         pass
     return compute_accuracy(tuned, test)
 
