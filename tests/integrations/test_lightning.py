@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -208,6 +208,24 @@ def test_schedule_must_fit_into_the_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"within the 6 optimizer steps of fit\(\).*step 8.*max_epochs"):
         make_trainer(tmp_path, PruningCallback(CONFIG), max_epochs=1).fit(Net(), make_loader())
     make_trainer(tmp_path, PruningCallback(CONFIG), fast_dev_run=True).fit(Net(), make_loader())
+
+
+def test_unknown_number_of_steps_is_no_error(tmp_path: Path) -> None:
+    callback = PruningCallback(CONFIG)
+    accumulation = GradientAccumulationScheduler({0: 1, 1: 2})
+    make_trainer(tmp_path, callback, accumulation, max_epochs=2).fit(Net(), make_loader())
+    assert callback.report is not None
+    assert (callback.report.step, callback.report.sparsity) == (9, 0.5)
+
+
+def test_state_that_is_loaded_to_validate_is_ignored(tmp_path: Path) -> None:
+    callback, trainer = PruningCallback(CONFIG), make_trainer(tmp_path)
+    assert callback.state_dict() == {}
+    state = {"pruner": {}, "first_step": 3}
+    for stage, expected in (("validate", {}), ("fit", state)):
+        callback.setup(trainer, Net(), stage)
+        callback.load_state_dict(state)
+        assert callback.state_dict() == expected
 
 
 def test_two_callbacks_are_refused(tmp_path: Path) -> None:

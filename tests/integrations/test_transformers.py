@@ -100,10 +100,14 @@ def test_checkpoints_hold_exact_zeros_and_resume_with_the_same_bits(tmp_path: Pa
     other = make_trainer(tmp_path, PruningCallback(CONFIG | {"end_step": 9}, resume_from_checkpoint=moved))
     with pytest.raises(StateError, match=r"another configuration: end_step was 8, is 9"):
         other.train(resume_from_checkpoint=str(moved))
+    other = make_trainer(tmp_path, PruningCallback(CONFIG), resume_from_checkpoint=str(moved))
     (moved / "pruner.pt").write_bytes(b"nothing")
-    other = make_trainer(tmp_path, PruningCallback(CONFIG, resume_from_checkpoint=moved))
     with pytest.raises(StateError, match=r"pruner.pt cannot be read"):
         other.train(resume_from_checkpoint=str(moved))
+    torch.save({"state": 1}, moved / "pruner.pt")
+    with pytest.raises(StateError, match=r"must be a file that a PruningCallback saved, found something else"):
+        other.train(resume_from_checkpoint=str(moved))
+    (folder / "pruner.pt").unlink()
     (moved / "pruner.pt").unlink()
     with pytest.raises(StateError, match=r"must have a file pruner.pt.*does not exist"):
         other.train(resume_from_checkpoint=str(moved))

@@ -77,6 +77,14 @@ def test_masked_positions_do_not_count() -> None:
     assert list(seen) == ["attention_mask"]
 
 
+def test_teacher_follows_the_student_to_its_device() -> None:
+    student, teacher, inputs = make_pair()
+    there = inputs.to("meta")
+    outputs = student.to("meta")(there)
+    assert Distillation(teacher)(outputs.sum(), outputs, there).is_meta
+    assert next(teacher.parameters()).is_meta
+
+
 def test_nothing_to_compare_is_zero() -> None:
     assert compute_logit_loss(torch.ones(1, 2), torch.zeros(1, 2), 1.0, torch.tensor([False])).item() == 0
     assert compute_hidden_loss(torch.zeros(2), torch.zeros(2)).item() == 0
