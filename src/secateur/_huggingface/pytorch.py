@@ -45,7 +45,8 @@ def import_transformers_quietly() -> ModuleType:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    return transformers
+    module: ModuleType = transformers
+    return module
 
 
 def explain_failures(path: Path, task: str = "build a model", hint: str = "") -> AbstractContextManager[None]:
