@@ -55,8 +55,9 @@ def prune(
             ``"sensitivity"`` or an allocation object; ``"uniform"`` or ``"global"`` for channels and heads. ``None``
             follows ``pruning_scope``; if that is ``None`` too, the default is ``"uniform"``: every layer is pruned to
             the target.
-        execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, and
-            a callback for progress.
+        execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, a
+            callback for progress, and whether the processes of ``torch.distributed`` share the work if it is
+            initialized, as they do by default.
         loss: For torch models and criteria that need gradients, such as ``"mask_fisher"``: a function of the model's
             outputs and the batch that returns the loss. ``None``: the model returns it, as the attribute ``loss`` of
             its outputs. Gradients only rank units; nothing is trained. Solvers of channels and heads that need
@@ -109,8 +110,9 @@ def prune(
         "loss": loss,
         "example_inputs": example_inputs,
     }
-    with _show_progress(model, options) if progress else nullcontext():
-        report: PruningReport = import_leaf("secateur.oneshot", model).prune(model, config, **options)
+    leaf = import_leaf("secateur.oneshot", model)
+    with _show_progress(model, options) if progress and leaf.is_leader(calibration, execution) else nullcontext():
+        report: PruningReport = leaf.prune(model, config, **options)
     return report
 
 

@@ -13,7 +13,7 @@ from secateur.oneshot.magnitude import drop_schedule, prune_weights
 from secateur.planning.keras import plan
 from secateur.results import PruningReport
 
-__all__ = ["prune"]
+__all__ = ["is_leader", "prune"]
 
 
 def prune(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None, **options: Any) -> PruningReport:
@@ -30,6 +30,12 @@ def prune(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None,
     model_plan = plan(model, drop_schedule(config), example_inputs=example_inputs, prune_frozen=True)
     kernels = {name: KernelWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views}
     return prune_weights(model_plan, kernels, model.count_params())
+
+
+def is_leader(calibration: Any, execution: Any) -> bool:
+    """Whether this process shows the progress; each prunes a Keras model on its own."""
+    del calibration, execution
+    return True
 
 
 def _is_default(value: Any) -> bool:

@@ -20,6 +20,7 @@ from oneshot.problems import batches
 from secateur.distributed.pytorch.ranks import Ranks
 from secateur.distributed.pytorch.team import Team
 from secateur.errors import SecateurError
+from secateur.oneshot.pytorch import is_leader
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.layer_jobs import assign_costs
 from tiny_models import bits, deep_mlp
@@ -126,6 +127,7 @@ def disagree_and_fail() -> dict[str, tuple[str, bool]]:
     prune(model)  # the processes still understand each other
     if rank == 0:
         prune(model, processes="one")
+    found["leader"] = str(is_leader(batches(), None)), is_leader(batches(), secateur.Execution(processes="one"))
     return found
 
 
@@ -146,6 +148,7 @@ def test_an_error_on_one_rank_is_an_error_on_all() -> None:
     assert "'nothing'" in first["plan"][0]
     assert second["forward"][0].startswith("CalibrationError: The model fails on calibration batch 1")
     assert first["forward"][0] == (f"RankError: The run ended on rank 1, and so on every other: {second['forward'][0]}")
+    assert [found["leader"][0] for found in (first, second)] == ["True", "False"]
     assert all(is_unchanged for found in (first, second) for _, is_unchanged in found.values())
 
 

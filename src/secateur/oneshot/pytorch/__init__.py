@@ -32,7 +32,7 @@ from secateur.planning.layer_selection import list_couplings
 from secateur.planning.pytorch import needs_example_inputs, plan
 from secateur.results import PruningReport
 
-__all__ = ["prune", "split_calibration", "take_first_batch"]
+__all__ = ["is_leader", "prune", "split_calibration", "take_first_batch"]
 
 SCOPES = {"uniform": "local", "global": "global"}
 """Allocation → the ``pruning_scope`` with the same effect without calibration data."""
@@ -102,12 +102,21 @@ def prune(
 @contextmanager
 def join_team(calibration: Any, execution: Execution | None) -> Iterator[Team]:
     """Prune together with the other ranks of ``torch.distributed``, if data is to be divided among them."""
-    settings = execution or (calibration.execution if isinstance(calibration, Calibration) else None)
-    is_alone = calibration is None or (settings is not None and settings.processes == "one")
-    team = Team(None if is_alone else Ranks.join())
+    team = Team(_find_ranks(calibration, execution))
     with team.work_together():
         team.gather(None)  # before anything else can fail
         yield team
+
+
+def is_leader(calibration: Any, execution: Execution | None) -> bool:
+    """Whether this process shows the progress: it prunes alone, or is rank 0."""
+    return _find_ranks(calibration, execution).rank == 0
+
+
+def _find_ranks(calibration: Any, execution: Execution | None) -> Ranks:
+    settings = execution or (calibration.execution if isinstance(calibration, Calibration) else None)
+    is_alone = calibration is None or (settings is not None and settings.processes == "one")
+    return Ranks() if is_alone else Ranks.join()
 
 
 def refuse_several(team: Team, *, has_units: bool, needs_gradients: bool) -> None:
