@@ -201,8 +201,8 @@ class Run(Generic[Weight]):
         weight, pattern = self.weights[layer], self.config.pattern
         shape = tuple(weight.stored.shape)
         size = math.prod(shape)
-        units = sum(tiling.count for tiling in parts.values())
-        pruned_units = sum(count_true(~kept[name]) for name in parts if name in kept)
+        units = sum(self.pattern.units[name].total for name in parts)
+        pruned_units = sum(self.pattern.units[name].add(count_true(~kept[name])) for name in parts if name in kept)
         tiling, *others = parts.values()
         if not others and isinstance(tiling, SliceTiling):  # a weight on its own has blocks, whatever they are part of
             pattern, blocks = tiling.block

@@ -78,7 +78,8 @@ class AccumulatedScores:
             gradients: Layer → its gradient as an (O, K, I) array, for each layer that has a part in the units.
 
         Raises:
-            ScoreError: A score is ``nan``. In this case nothing is added.
+            ScoreError: A score is ``nan``. In this case nothing is added. If processes share the units, the next
+                ranking finds it, so that all of them raise.
         """
         scores = self.score_step(
             name,
@@ -88,7 +89,7 @@ class AccumulatedScores:
                 if self.is_per_unit or self._owners[layer] == name
             },
         )
-        for key, score in scores.items():
+        for key, score in scores.items() if self.pattern.units[name].peers is None else ():
             chunk = score.reshape((-1,))
             Scores(key, partial(_once, chunk), chunk.shape[0]).refuse_nan()
         self.totals |= {key: self.accumulate(self.totals.get(key), score) for key, score in scores.items()}
@@ -127,7 +128,7 @@ class AccumulatedScores:
                 f"layer {missing[0]!r}: {self.pattern.config.criterion!r} ranks by gradients, and none has reached "
                 f"this layer. Train it first (start_step later), exclude it, or rank by 'magnitude'."
             )
-        return Scores(name, lambda: self._chunks(name), units.count, flags, stride=units.stride)
+        return units.rank(name, lambda: self._chunks(name), flags)
 
     def stream_equal(self, name: str, alive: Mapping[str, Array] | None) -> Scores:
         """Return equal scores of the units `name`, for a selection that prunes no more than is pruned already."""
@@ -135,7 +136,7 @@ class AccumulatedScores:
         weight = self.pattern.framework.to_array(self.weight(next(iter(units.parts))))
         xp = namespace(weight)
         equal = xp.zeros((units.count,), dtype=weight.dtype, device=array_api_compat.device(weight))
-        return Scores(name, partial(_once, equal), units.count, flags, stride=units.stride)
+        return units.rank(name, partial(_once, equal), flags)
 
     @contextmanager
     def replace_totals(self, scores: Mapping[str, Array]) -> Iterator[None]:

@@ -66,7 +66,7 @@ class MaskUpdater:
 
     def sparsity(self) -> float:
         """Return the share of pruned units."""
-        return self._count_pruned() / sum(units.count for units in self.pattern.units.values())
+        return self._count_pruned() / sum(units.total for units in self.pattern.units.values())
 
     def initial_masks(self) -> dict[str, Array]:
         """Return the masks before the first step, in the stored shapes of the weights."""
@@ -200,8 +200,8 @@ class MaskUpdater:
         keep = self.pattern.select({name: stream(name, alive) for name in self.pattern.units}, sparsity)
         upper = self.pattern.budget.upper_bounds()
         for name, kept in keep.items():
-            pruned = count_true(~kept)
-            if pruned >= upper[name] and self.pattern.budget.units[name] == kept.shape[0]:
+            units = self.pattern.units[name]
+            if units.add(count_true(~kept)) >= upper[name] and self.pattern.budget.units[name] == units.total:
                 self.pattern.keep_mask_layers.setdefault(name, REACHED)
         return keep
 
@@ -224,7 +224,7 @@ class MaskUpdater:
         excess = self._count_pruned() - self.pattern.count_pruned_units(self.pattern.target_sparsity)
         if excess <= 0:
             return True
-        if excess > TOLERATED * sum(units.count for units in self.pattern.units.values()):
+        if excess > TOLERATED * sum(units.total for units in self.pattern.units.values()):
             return False
         logger.warning(
             "The model starts with %.4f %% of its units zero, slightly more than target_sparsity=%s. They stay pruned, "
@@ -236,7 +236,7 @@ class MaskUpdater:
         return True
 
     def _count_pruned(self) -> int:
-        return sum(count_true(~kept) for kept in (self.keep or {}).values())
+        return sum(self.pattern.units[name].add(count_true(~kept)) for name, kept in (self.keep or {}).items())
 
     def _read_weight(self, layer: str) -> Array:
         return self.pattern.framework.to_array(self.pattern.framework.read_weight(self.pattern.modules[layer]))

@@ -183,7 +183,9 @@ class BasePattern(Specification):
         """Return the scores of `units[name]` as a stream, from one score per weight as (O, K, I) arrays."""
         reduction = REDUCTIONS.find(self.reduction)
         units, flags = self.units[name], alive[name] if alive else None
-        return Scores(name, lambda: units.scores(scores, reduction), units.count, flags, stride=units.stride)
+        return Scores(
+            name, lambda: units.scores(scores, reduction), units.total, flags, False, units.stride, units.peers
+        )
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Select the units to keep.
@@ -294,7 +296,7 @@ class BasePattern(Specification):
             nonzero: Valid layer → booleans in the weight's shape, ``True`` where it is not zero.
         """
         return {
-            name: kept if bool(namespace(kept).any(kept)) else ~kept
+            name: kept if self.units[name].add(count_true(kept)) else ~kept
             for name, kept in self.find_kept_units(nonzero).items()
         }
 
@@ -410,7 +412,7 @@ class BasePattern(Specification):
 
     def _make_budget(self) -> Budget:
         return Budget(
-            units={name: self.count_budget_units(units.count) for name, units in self.units.items()},
+            units={name: self.count_budget_units(units.total) for name, units in self.units.items()},
             unit_share=self.unit_share,
             target=self.target_sparsity,
             at_least=self.min_sparsity_ratio_per_op,

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from secateur._array import Array, concat_chunks, count_true, namespace, to_numpy, transpose_flat
 from secateur.errors import ScoreError
+from secateur.patterns.peers import Peers
 
 __all__ = ["Cut", "Scores", "find_cuts", "find_global_cuts", "keep_above", "to_sort_keys", "unify_precision"]
 
@@ -28,6 +29,9 @@ DIGIT = 16
 
 BINS = 1 << DIGIT
 
+MAX_INT32 = np.iinfo(np.int32).max
+"""Largest number of units whose histogram processes exchange as 32-bit integers, in 256 KiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
@@ -36,10 +40,11 @@ class Scores:
     Attributes:
         name: The layer, for error messages.
         chunks: Starts the stream of one-dimensional arrays, in order of the index of units unless there is a `stride`.
-        count: Number of units.
+        count: Number of units, over all processes.
         alive: One boolean per unit, ``False`` if it is already pruned and stays pruned; ``None``: no unit is.
         wide: Whether to compare in float64 instead of float32.
         stride: Distance in the stream between units of consecutive index.
+        peers: The processes that hold the units, of which this one streams its own; ``None``: it streams all of them.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Scores:
     alive: Array | None = None
     wide: bool = False
     stride: int = 1
+    peers: Peers | None = None
 
     def read(self) -> Iterator[tuple[Array, Array | None]]:
         """Yield the scores in one dtype and the flags `alive`, chunk by chunk."""
@@ -60,17 +66,19 @@ class Scores:
             start = stop
 
     def refuse_nan(self) -> None:
-        """Raise `ScoreError` if the score of a unit that is not pruned yet is ``nan``."""
-        for scores, alive in self.read():
-            xp = namespace(scores)
-            if math.isnan(float(xp.max(scores))) and (alive is None or bool(xp.any(xp.isnan(scores) & alive))):
-                raise ScoreError(
-                    f"layer {self.name!r}: scores must be numbers, found nan. Check its weights and gradients for nan."
-                )
+        """Raise `ScoreError` if the score of a unit that is not pruned yet is ``nan``, on all processes."""
+        if self.add(any(_find_nan(scores, alive) for scores, alive in self.read())):
+            raise ScoreError(
+                f"layer {self.name!r}: scores must be numbers, found nan. Check its weights and gradients for nan."
+            )
 
     def count_pruned(self) -> int:
-        """Return how many units are already pruned."""
-        return 0 if self.alive is None else self.count - count_true(self.alive)
+        """Return how many units are already pruned, over all processes."""
+        return 0 if self.alive is None else self.count - self.add(count_true(self.alive))
+
+    def add(self, count: int) -> int:
+        """Return the sum of a count over all processes."""
+        return int(count) if self.peers is None else int(self.peers.add(np.array([count], np.int64))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +149,9 @@ def keep_above(layer: Scores, cut: Cut) -> Array:
         tied = keep_above(layer, replace(cut, pruned=cut.below)) & ~above
         return above | _keep_first(tied, ties_kept, layer.stride)
     parts, seen = [], 0
+    if layer.peers is not None and cut.threshold is not None and 0 < ties_kept < cut.tied:
+        tied = sum(count_true(_find_ties(scores, cut.threshold, alive)) for scores, alive in layer.read())
+        seen = layer.peers.count_before(tied)
     for scores, alive in layer.read():
         keep, seen = _keep_chunk(scores, cut, ties_kept, seen, alive)
         parts.append(keep)
@@ -156,11 +167,20 @@ def _keep_chunk(scores: Array, cut: Cut, ties_kept: int, seen: int, alive: Array
     elif ties_kept == cut.tied:
         keep = scores >= threshold
     else:
-        tied = scores == threshold if alive is None else (scores == threshold) & alive
+        tied = _find_ties(scores, threshold, alive)
         rank = xp.cumulative_sum(xp.astype(tied, xp.int32)) + seen
         keep = (scores > threshold) | (tied & (rank <= ties_kept))
         seen = int(rank[-1])
     return (keep if alive is None else keep & alive), seen
+
+
+def _find_ties(scores: Array, threshold: float, alive: Array | None) -> Array:
+    return scores == threshold if alive is None else (scores == threshold) & alive
+
+
+def _find_nan(scores: Array, alive: Array | None) -> bool:
+    xp = namespace(scores)
+    return math.isnan(float(xp.max(scores))) and (alive is None or bool(xp.any(xp.isnan(scores) & alive)))
 
 
 def _keep_first(flags: Array, count: int, stride: int) -> Array:
@@ -234,6 +254,8 @@ def _compute_histogram(layer: Scores, shift: int, prefix: int | None) -> _Histog
             digits = (keys[(keys >> (shift + DIGIT)) == prefix] >> shift) & (BINS - 1)
         if digits.shape[0]:
             counts += to_numpy(xp.bincount(digits, minlength=BINS))
+    if layer.peers is not None:
+        counts = layer.peers.add(counts.astype(np.int32 if layer.count <= MAX_INT32 else np.int64)).astype(np.int64)
     if prefix is None and _may_have_nan(layer, counts):
         layer.refuse_nan()
     digits = np.flatnonzero(counts)

@@ -6,12 +6,16 @@ Legend: O output channels, K kernel positions, I input channels of one group; a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from secateur._array import Array, concat_chunks, namespace, repeat, transpose_flat
 from secateur.errors import LayerError
+from secateur.patterns.peers import Peers
 from secateur.patterns.reduction import Reduction
+from secateur.patterns.selection import Scores
 
 __all__ = ["BlockTiling", "OutputsLastTiling", "Tiling", "Units", "intersect", "list_parts", "widen_dtype"]
 
@@ -202,12 +206,14 @@ class Units:
 
     Attributes:
         parts: Layer name → the tiling of that layer's weight.
+        peers: The processes that hold the units, if this one holds a part of them.
 
     Raises:
         LayerError: The parts have different numbers of units.
     """
 
     parts: Mapping[str, Tiling]
+    peers: Peers | None = None
 
     def __post_init__(self) -> None:
         counts = {name: tiling.count for name, tiling in self.parts.items()}
@@ -216,8 +222,17 @@ class Units:
 
     @property
     def count(self) -> int:
-        """Number of units."""
+        """Number of units in this process."""
         return next(iter(self.parts.values())).count
+
+    @property
+    def total(self) -> int:
+        """Number of units over all processes."""
+        return self.count if self.peers is None else self.peers.count
+
+    def add(self, count: int) -> int:
+        """Return the sum of a count over all processes."""
+        return count if self.peers is None else int(self.peers.add(np.array([count], np.int64))[0])
 
     @property
     def unit_size(self) -> int:
@@ -233,6 +248,10 @@ class Units:
     def run(self) -> int:
         """See `Tiling`."""
         return next(iter(self.parts.values())).run
+
+    def rank(self, name: str, chunks: Callable[[], Iterator[Array]], alive: Array | None) -> Scores:
+        """Return a stream of scores, one per unit in this process; see `Scores`."""
+        return Scores(name, chunks, self.total, alive, stride=self.stride, peers=self.peers)
 
     def scores(self, scores: Mapping[str, Array], reduction: Reduction) -> Iterator[Array]:
         """Yield one score per unit, in chunks; `scores` has an (O, K, I) array for each part."""

@@ -1,0 +1,28 @@
+"""What selection needs to know of other processes that hold units of the same layer."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Peers"]
+
+
+class Peers(Protocol):
+    """The processes that hold the units of a layer: each holds at least one, and those of lower rank the lower indices.
+
+    All of them must call the methods in the same order.
+
+    Attributes:
+        count: Number of units over all processes.
+    """
+
+    count: int
+
+    def add(self, counts: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+        """Return the sum of the arrays of all processes."""
+
+    def count_before(self, count: int) -> int:
+        """Return the sum of the counts of the processes with lower indices."""
