@@ -19,10 +19,20 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-LIMIT = 60.0
+LIMIT = 120.0
 """Seconds after which the processes are ended and the test fails."""
 
-PRELOADED = ["pytest", "torch", "torch.distributed.fsdp", "secateur.training.pytorch", "secateur.oneshot.pytorch"]
+PRELOADED = [
+    "array_api_compat.numpy",
+    "array_api_compat.torch",
+    "pytest",
+    "secateur.oneshot.pytorch",
+    "secateur.training.pytorch",
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+]
 
 
 def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, limit: float = LIMIT) -> list[Any]:

@@ -176,18 +176,29 @@ def mesh() -> Iterator[Any]:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_sharded_weights_are_refused_by_name(mesh: Any) -> None:
+def test_sharded_weights_are_refused_by_name_except_in_training(mesh: Any) -> None:
     from torch.distributed.tensor import distribute_module
 
     model = distribute_module(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)), mesh)
     config = {"pattern": "4x1", "target_sparsity": 0.5}
     for verb in (
-        lambda: secateur.prepare(model, config, optimizer=torch.optim.SGD(model.parameters())),
         lambda: secateur.prune(model, config),
         lambda: secateur.prune(model, config, calibration=[torch.ones(2, 8)], solver="wanda"),
     ):
         with pytest.raises(LayerError, match="0, 1: its weight is a DTensor; patterns need a plain tensor"):
             verb()
+    assert secateur.prepare(model, config, optimizer=torch.optim.SGD(model.parameters())).sparsity == 0
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
+def test_weights_that_are_sums_over_processes_are_refused(mesh: Any) -> None:
+    from torch.distributed.tensor import DTensor, Partial
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    model[0].weight = nn.Parameter(DTensor.from_local(torch.ones(8, 8), mesh, [Partial()]))
+    config = {"pattern": "4x1", "target_sparsity": 0.5}
+    with pytest.raises(LayerError, match=r"0: its weight is a DTensor with placements \(Partial.*sums to be computed"):
+        secateur.prepare(model, config, optimizer=torch.optim.SGD(model.parameters()))
 
 
 class Named(nn.Parameter):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from secateur._array import Array
+from secateur._array import Array, count_true
 from secateur.errors import ConfigError
 from secateur.frameworks.view import WeightView
 
@@ -42,6 +42,14 @@ class Framework(ABC):
         Raises:
             LayerError: The layer has no weight that can be pruned; the message says why.
         """
+
+    def count_nonzero(self, layer: Any) -> int:
+        """Count the weights of a layer that are not zero.
+
+        Raises:
+            LayerError: The layer has no weight that can be pruned; the message says why.
+        """
+        return count_true(self.read_weight(layer))
 
     def get_weight_id(self, layer: Any) -> int:
         """Return a number that is the same for layers that share a weight, and differs otherwise."""

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from secateur._array import Array, mask_in_place, to_numpy
+from secateur._array import Array, count_true, mask_in_place, to_numpy
+from secateur.distributed.pytorch.shards import ShardLayout, get_local, is_sharded
 from secateur.errors import LayerError, UnsupportedModelError
 from secateur.frameworks.base import Framework
 from secateur.frameworks.view import WeightView
@@ -22,6 +23,7 @@ __all__ = [
     "PytorchFramework",
     "StackedWeight",
     "apply_mask",
+    "explain_type",
     "find_adapters",
     "find_owned_weights",
     "find_stacked_weights",
@@ -86,8 +88,14 @@ class PytorchFramework(Framework):
         return get_view(layer)
 
     def read_weight(self, layer: Any) -> torch.Tensor:
-        """Return the parameter, detached from autograd."""
-        return get_parameter(layer).detach()
+        """Return the parameter, detached from autograd; of a sharded one, the shard in this process."""
+        return get_local(get_parameter(layer))
+
+    def count_nonzero(self, layer: Any) -> int:
+        """See `Framework.count_nonzero`. If the weight is sharded, this is collective."""
+        weight = get_parameter(layer)
+        count = count_true(get_local(weight))
+        return ShardLayout(weight).add(count) if is_sharded(weight) else count
 
     def get_weight_id(self, layer: Any) -> int:
         """Return the identity of the parameter."""
@@ -331,11 +339,8 @@ def get_parameter(layer: nn.Module | OwnedWeight) -> nn.Parameter:
         raise LayerError(f"its parameter {name!r} {reason}")
     if isinstance(weight, nn.UninitializedParameter):
         raise LayerError("its weight has no shape before the first batch; run one batch through the model first")
-    if not is_plain_tensor(weight):
-        raise LayerError(
-            f"its weight is a {type(weight).__name__}; patterns need a plain tensor. Prune before the model is sharded "
-            f"or quantized"
-        )
+    if (misfit := explain_type(weight)) is not None:
+        raise LayerError(misfit)
     if not weight.is_floating_point():
         raise LayerError(f"its weight has dtype {weight.dtype}; patterns need floating point")
     if weight.layout != torch.strided:
@@ -346,6 +351,27 @@ def get_parameter(layer: nn.Module | OwnedWeight) -> nn.Parameter:
             f"sharded"
         )
     return weight
+
+
+def explain_type(weight: torch.Tensor, *, accepts_shards: bool = True) -> str | None:
+    """Return why a weight of this type cannot be pruned; ``None``: it can.
+
+    Args:
+        weight: The weight.
+        accepts_shards: Whether sharded weights (DTensor) can be pruned.
+
+    Examples:
+        >>> explain_type(torch.ones(2)) is None
+        True
+    """
+    if is_plain_tensor(weight):
+        return None
+    if accepts_shards and is_sharded(weight):
+        return ShardLayout.explain_misfit(weight)
+    return (
+        f"its weight is a {type(weight).__name__}; patterns need a plain tensor. Prune before the model is sharded or "
+        f"quantized"
+    )
 
 
 def is_plain_tensor(tensor: torch.Tensor) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
-from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, refuse_violations
+from secateur.masking.run import Run, build_report, refuse_nan, refuse_violations
+from secateur.masking.weight import PrunedWeight
 
 __all__ = ["PrunedWeight", "Run", "build_report", "refuse_nan", "refuse_violations"]

@@ -7,12 +7,13 @@ import numpy as np
 
 from secateur._array import Array
 from secateur.frameworks.keras import apply_mask, get_kernel, read_array
+from secateur.masking.weight import PrunedWeight
 from secateur.patterns import BasePattern
 
 __all__ = ["KernelWeight"]
 
 
-class KernelWeight:
+class KernelWeight(PrunedWeight):
     """One pruned kernel and its mask. See `PrunedWeight`.
 
     Args:

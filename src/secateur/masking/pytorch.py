@@ -6,12 +6,13 @@ import torch
 
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import apply_mask, get_parameter, read_canonical
+from secateur.masking.weight import PrunedWeight
 from secateur.patterns import BasePattern
 
 __all__ = ["ParameterWeight"]
 
 
-class ParameterWeight:
+class ParameterWeight(PrunedWeight):
     """One pruned weight: its parameter, its canonical view and its mask. See `PrunedWeight`.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from secateur._array import Array, count_true, has_nan
 from secateur.errors import ConfigError, ScoreError, StateError
@@ -13,6 +13,7 @@ from secateur.masking.locked import describe_locked_zeros
 from secateur.masking.run_options import RunOptions
 from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import MaskUpdater
+from secateur.masking.weight import PrunedWeight
 from secateur.patterns import BasePattern
 from secateur.patterns.slices import SliceTiling
 from secateur.patterns.tiling import Tiling
@@ -20,26 +21,6 @@ from secateur.patterns.verification import verify_masks, verify_zeros
 from secateur.results import GroupResult, LayerResult, PruningReport
 
 __all__ = ["PrunedWeight", "Run", "adopt_maxima", "build_report", "refuse_nan", "refuse_violations"]
-
-
-class PrunedWeight(Protocol):
-    """One pruned weight and its mask, in any framework.
-
-    Attributes:
-        mask: Booleans in the stored shape of the weight, ``True`` = kept; ``None``: nothing is pruned yet.
-    """
-
-    mask: Any
-
-    @property
-    def stored(self) -> Array:
-        """The weight itself."""
-
-    def canonical(self) -> Array:
-        """The weight as an (O, K, I) array of at least float32."""
-
-    def apply_mask(self) -> None:
-        """Set pruned weights to zero."""
 
 
 FREE = "no zeros were locked here when the state was saved"
@@ -131,12 +112,13 @@ class Run(Generic[Weight]):
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """Set the masks that `masks_after` returned."""
         for layer, mask in masks.items():
-            self.weights[layer].mask = self.pattern.framework.from_array(mask, self.weights[layer].stored)
+            weight = self.weights[layer]
+            weight.write_mask(self.pattern.framework.from_array(mask, weight.stored))
 
     def violations(self) -> dict[str, str]:
         """Verify masks and weights: layers that fail → what is wrong."""
-        masks = {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None}
-        weights = {name: weight.stored for name, weight in self.weights.items()}
+        masks = {name: weight.read_mask() for name, weight in self.weights.items() if weight.mask is not None}
+        weights = {name: weight.read_part() for name, weight in self.weights.items()}
         if self._has_masks and not self.updater.is_locked and self.updater.scheduled_keep is None:
             return verify_masks(self.pattern, masks, weights, sparsity=self.updater.requested)
         return verify_zeros(masks, weights)
@@ -181,7 +163,7 @@ class Run(Generic[Weight]):
             values["parts_until"] = self.updater.schedule.parts_until
         return {
             "config": values,
-            "shapes": {name: list(weight.stored.shape) for name, weight in self.weights.items()},
+            "shapes": {name: list(weight.shape) for name, weight in self.weights.items()},
         }
 
     def replace_maximum(self, maximum: float | None) -> None:
@@ -195,12 +177,11 @@ class Run(Generic[Weight]):
         return all(weight.mask is not None for weight in self.weights.values())
 
     def _masks(self) -> dict[str, Any]:
-        return {name: weight.mask for name, weight in self.weights.items()}
+        return {name: weight.read_mask() for name, weight in self.weights.items()}
 
     def _result(self, layer: str, parts: Mapping[str, Tiling], kept: Mapping[str, Array]) -> LayerResult:
         weight, pattern = self.weights[layer], self.config.pattern
-        shape = tuple(weight.stored.shape)
-        size = math.prod(shape)
+        shape, size = weight.shape, math.prod(weight.shape)
         units = sum(self.pattern.units[name].total for name in parts)
         pruned_units = sum(self.pattern.units[name].add(count_true(~kept[name])) for name in parts if name in kept)
         tiling, *others = parts.values()
@@ -212,13 +193,13 @@ class Run(Generic[Weight]):
             pattern=pattern,
             shape=shape,
             weights=size,
-            pruned_weights=0 if weight.mask is None else size - count_true(weight.mask),
+            pruned_weights=0 if weight.mask is None else size - weight.count_kept(),
             units=units,
             pruned_units=pruned_units,
         )
 
     def _describe_lock(self, layer: str) -> LayerResult:
-        mask, view = self.weights[layer].mask, self.pattern.views[layer]
+        mask, view = self.weights[layer].read_mask(), self.pattern.views[layer]
         locked, size = describe_locked_zeros(view, mask), math.prod(view.shape)
         return LayerResult(
             name=layer,

@@ -183,9 +183,7 @@ class BasePattern(Specification):
         """Return the scores of `units[name]` as a stream, from one score per weight as (O, K, I) arrays."""
         reduction = REDUCTIONS.find(self.reduction)
         units, flags = self.units[name], alive[name] if alive else None
-        return Scores(
-            name, lambda: units.scores(scores, reduction), units.total, flags, False, units.stride, units.peers
-        )
+        return units.rank(name, lambda: units.scores(scores, reduction), flags)
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Select the units to keep.

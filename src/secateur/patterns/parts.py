@@ -31,10 +31,10 @@ def count_rows(pattern: BasePattern, layer: str) -> int | None:
     kind, view = type(pattern), pattern.views[layer]
     if kind.select is not BasePattern.select or kind.cut_globally is not BasePattern.cut_globally:
         return None
-    entries = [units for units in pattern.units.values() if layer in units.parts]
-    if len(entries) != 1 or len(entries[0].parts) != 1 or view.output_axes != (0,):
+    entries = {name: units.parts for name, units in pattern.units.items() if layer in units.parts}
+    if entries.keys() != {layer} or len(entries[layer]) != 1 or view.output_axes != (0,):
         return None
-    tiling = entries[0].parts[layer]
+    tiling = entries[layer][layer]
     if isinstance(tiling, NMTiling):
         return None if tiling.is_outputs_last else 1
     if type(tiling) is not BlockTiling or tiling.is_outputs_last or tiling.grid[0] == 1:

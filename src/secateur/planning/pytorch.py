@@ -12,6 +12,7 @@ from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
     OwnedWeight,
+    explain_type,
     find_adapters,
     find_owned_weights,
     find_weight_layers,
@@ -20,7 +21,6 @@ from secateur.frameworks.pytorch import (
     get_parameter_name,
     get_type_names,
     get_weight_name,
-    is_plain_tensor,
     list_layers,
     read_parameter,
     unwrap_model,
@@ -78,8 +78,19 @@ def find_candidates(model: nn.Module, *, prune_frozen: bool = False) -> list[Can
     layers, adapters = find_weight_layers(model), find_adapters(model)
     outputs = _find_output_layers(unwrap_model(model), {name: layers[name] for name in layers if name not in adapters})
     candidates = [_describe_layer(name, layer, is_output=id(layer) in outputs) for name, layer in layers.items()]
+    if prune_frozen:  # without training, so in one process
+        candidates = [_refuse_shards(candidate) for candidate in candidates]
     candidates = _mark_routers(candidates, list_layers(model))
     return [_leave_adapter(_treat_frozen(row, prune_frozen=prune_frozen), adapters) for row in candidates]
+
+
+def _refuse_shards(candidate: Candidate) -> Candidate:
+    """Give a layer whose weight is sharded a reason to stay dense."""
+    weight = read_parameter(candidate.module)
+    if not candidate.is_supported or weight is None:
+        return candidate
+    reason = explain_type(weight, accepts_shards=False)
+    return candidate if reason is None else replace(candidate, reason=reason, is_refused=True)
 
 
 def _mark_routers(candidates: Sequence[Candidate], modules: Mapping[str, nn.Module]) -> list[Candidate]:
@@ -169,7 +180,7 @@ def _describe_layer(name: str, layer: nn.Module | OwnedWeight, *, is_output: boo
 
 def _has_tensor_subclass(layer: nn.Module | OwnedWeight) -> bool:
     weight = read_parameter(layer)
-    return not (weight is None or isinstance(weight, nn.UninitializedParameter) or is_plain_tensor(weight))
+    return not (weight is None or isinstance(weight, nn.UninitializedParameter)) and explain_type(weight) is not None
 
 
 def _find_output_layers(model: nn.Module, layers: Mapping[str, Any]) -> set[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from secateur._array import count_true
 from secateur.errors import LayerError
 from secateur.frameworks import Framework
 from secateur.planning.layers import LayerDecision
@@ -37,8 +36,8 @@ def _find_reason(decision: LayerDecision, framework: Framework) -> str | None:
         return None
     if getattr(weight, "is_meta", False):
         return None
-    nonzero = count_true(weight)
+    nonzero = framework.count_nonzero(decision.candidate.module)
     if nonzero == 0:
         return UNTRAINED
     may_be_free = decision.candidate.only_locks or decision.candidate.is_frozen
-    return NO_ZEROS if may_be_free and nonzero == math.prod(weight.shape) else None
+    return NO_ZEROS if may_be_free and nonzero == math.prod(decision.candidate.shape) else None

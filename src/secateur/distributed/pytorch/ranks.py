@@ -77,6 +77,20 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def gather_tensors(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tensors of all ranks, of equal shape and dtype, in the order of the ranks.
+
+        Examples:
+            >>> Ranks().gather_tensors(torch.tensor([True]))
+            [tensor([True])]
+        """
+        if self.size == 1:
+            return [tensor]
+        bits = self._send(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor)
+        parts = [torch.empty_like(bits) for _ in range(self.size)]
+        dist.all_gather(parts, bits, group=self.group)
+        return [part.to(tensor.device).view(tensor.dtype) for part in parts]
+
     def broadcast(self, value: Value, source: int = 0) -> Value:
         """Return the value of rank `source` on every rank. It is pickled.
 

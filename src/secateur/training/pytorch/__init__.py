@@ -10,10 +10,12 @@ from torch.optim import Optimizer
 
 from secateur._deprecated import serve_old_names, warn_deprecated
 from secateur.config import ConfigLike
+from secateur.distributed.pytorch.rank_groups import RankGroups
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run_options import RunOptions
 from secateur.planning.pytorch import plan as plan_torch
+from secateur.training.pytorch.agreement import agree_on_run
 from secateur.training.pytorch.pruner import PytorchPruner
 from secateur.training.pytorch.weight import ManualOptimizer
 from secateur.training.pytorch.wrappers import unwrap_optimizer
@@ -91,13 +93,17 @@ def prepare_together(
         >>> (model.weight == 0).sum().item()
         12
     """
-    optimizers, wrappers = _unwrap_optimizers(optimizer)
+    groups = RankGroups.find(model)
+    agree_on_run(groups, unwrap_model(model), configs)
+    with groups.fail_together("secateur.prepare"):
+        optimizers, wrappers = _unwrap_optimizers(optimizer)
+    plans = [plan_torch(model, config, example_inputs=example_inputs) for config in configs]
     pruners = []
-    for config, own in zip(configs, [None] * len(configs) if options is None else options, strict=True):
+    for made, own in zip(plans, [None] * len(configs) if options is None else options, strict=True):
         rate = None if own is None else own.learning_rate
         announced = (ManualOptimizer(unwrap_model(model).parameters(), rate),)
         steppers = announced if optimizers is None else optimizers
-        pruners.append(PytorchPruner(model, plan_torch(model, config, example_inputs=example_inputs), steppers, own))
+        pruners.append(PytorchPruner(model, made, steppers, own, groups))
     PytorchPruner.start_together(pruners, wrappers)
     return pruners
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from secateur.errors import LayerError
@@ -16,8 +15,11 @@ __all__ = ["find_copies"]
 
 def find_copies(
     weights: Mapping[str, TrainedParameter], model: nn.Module
-) -> list[tuple[nn.Parameter, torch.Tensor | None]]:
-    """Find each weight in a copy of its model, by the names of its layers, and return it with the mask.
+) -> list[tuple[TrainedParameter, nn.Parameter]]:
+    """Find each weight in a copy of its model, by the names of its layers.
+
+    Returns:
+        Each weight, and the parameter in the copy.
 
     Raises:
         LayerError: A pruned layer is missing there or has a different shape.
@@ -35,5 +37,5 @@ def find_copies(
             raise LayerError(
                 f"layer {name!r} has shape {tuple(target.shape)}, but its mask has {tuple(weight.parameter.shape)}."
             )
-        copies.append((target, weight.mask))
+        copies.append((weight, target))
     return copies

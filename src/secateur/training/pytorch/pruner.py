@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._array import Array, count_true
+from secateur._array import Array
+from secateur.distributed.pytorch.rank_groups import RankGroups
+from secateur.distributed.pytorch.shards import get_local
 from secateur.errors import LayerError, SecateurError, StateError
-from secateur.frameworks.pytorch import apply_mask, unwrap_model
+from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.active import list_active
 from secateur.masking.run import build_report, refuse_violations
 from secateur.masking.run_options import RunOptions
@@ -29,13 +31,14 @@ from secateur.training.checks import (
 from secateur.training.pytorch.active import add_active, remove_active
 from secateur.training.pytorch.copies import find_copies
 from secateur.training.pytorch.overlap import refuse_aliases, refuse_shared
-from secateur.training.pytorch.run import PytorchRun, Snapshot
+from secateur.training.pytorch.run import Snapshot
+from secateur.training.pytorch.sharded_run import make_run, unpack_state
 from secateur.training.pytorch.siblings import link_siblings, unlink_siblings
 from secateur.training.pytorch.state import check_state
 from secateur.training.pytorch.watch import ChangeWatch, StepWatch
-from secateur.training.pytorch.weight import ManualOptimizer, apply_where_possible, find_weights
+from secateur.training.pytorch.weight import ManualOptimizer, apply_where_possible
 from secateur.training.pytorch.weight_set import WeightSet
-from secateur.training.pytorch.wrappers import mask_gradients
+from secateur.training.pytorch.wrappers import initializes_state, mask_gradients
 from secateur.training.resume import FORMAT_VERSION
 
 __all__ = ["PytorchPruner"]
@@ -68,19 +71,27 @@ class PytorchPruner:
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, optimizers: tuple[AnyOptimizer, ...], options: RunOptions | None = None
+        self,
+        model: nn.Module,
+        plan: Plan,
+        optimizers: tuple[AnyOptimizer, ...],
+        options: RunOptions | None = None,
+        groups: RankGroups | None = None,
     ) -> None:
         self.model = unwrap_model(model)
         self.plan = plan
         self.step = options.steps_taken if options else 0
-        self._weights = WeightSet(self.model, find_weights(plan, optimizers))
+        groups = RankGroups([]) if groups is None else groups
+        with groups.fail_together("secateur.prepare"):
+            self._weights = WeightSet.find(self.model, plan, optimizers)
+        self._groups = groups if self._weights.are_sharded else RankGroups([])
         # Steps of optimizers without pruned weights do not count.
         trained = (optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)
         self._optimizers = tuple(dict.fromkeys(trained)) or optimizers  # a lock may only have frozen weights
         self._steps = [self.step] * len(self._optimizers)
         self._skips = [False] * len(self._optimizers)
         self._refuse_overlap()
-        self._runs = [PytorchRun(pattern, self._weights, options) for pattern in plan.patterns if pattern.views]
+        self._runs = [make_run(pattern, self._weights, options) for pattern in plan.patterns if pattern.views]
         self._is_active = self._is_announced = False
         # Optimizers in a step; snapshots of all runs before it; optimizers with an ended step inside a step.
         self._open: set[int] = set()
@@ -237,19 +248,19 @@ class PytorchPruner:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """Layer → booleans in the weight's shape, ``True`` = kept."""
+        """Layer → booleans in the weight's shape, ``True`` = kept; DTensors where the weight is sharded."""
         self._complete_update()
-        return {
-            name: torch.ones_like(weight.parameter, dtype=torch.bool) if weight.mask is None else weight.mask.clone()
-            for name, weight in self._weights.items()
-            if name not in self._free_layers
-        }
+        free = self._free_layers
+        return {name: weight.show_mask() for name, weight in self._weights.items() if name not in free}
 
     @property
     def sparsity(self) -> float:
-        """Current share of pruned weights, over all pruned layers."""
-        masks = self.masks.values()
-        return sum(mask.numel() - count_true(mask) for mask in masks) / sum(mask.numel() for mask in masks)
+        """Current share of pruned weights, over all pruned layers. If weights are sharded, all ranks must read it."""
+        self._complete_update()
+        free = self._free_layers
+        weights = [weight for name, weight in self._weights.items() if name not in free]
+        pruned = sum(weight.count_pruned() for weight in weights)
+        return pruned / sum(weight.parameter.numel() for weight in weights)
 
     def apply_masks(self, model: nn.Module | None = None) -> None:
         """Set pruned weights to zero in a copy of the model, such as an average of its weights (EMA, SWA).
@@ -263,9 +274,8 @@ class PytorchPruner:
         if model is None:
             self._apply(None)
             return
-        for target, mask in find_copies(self._weights, model):
-            if mask is not None:
-                apply_mask(target.detach(), mask)
+        for weight, copied in find_copies(self._weights, model):
+            weight.apply_to(copied)
 
     def report(self) -> PruningReport:
         """Return a report on what is pruned now."""
@@ -289,9 +299,10 @@ class PytorchPruner:
             StateError: The run has already ended, or masks or weights are invalid.
         """
         self._require_active()
-        refuse_violations(self._weights.find_problems(self._free_layers))
+        refuse_violations(self._groups.merge(self._weights.find_problems(self._free_layers)))
         self._recover()
-        refuse_violations({name: reason for run in self._runs for name, reason in run.violations().items()})
+        problems = {name: reason for run in self._runs for name, reason in run.violations().items()}
+        refuse_violations(self._groups.merge(problems))
         report = self.report()
         report.warn_if_incomplete()
         report.warn_of_nearly_empty_layers()
@@ -317,6 +328,7 @@ class PytorchPruner:
         """
         self._require_active()
         self._recover()
+        state = unpack_state(state)
         check_state(state, len(self._optimizers), len(self._runs))
         for run, saved in zip(self._runs, state["runs"], strict=True):
             run.check_state(saved, state["step"])
@@ -361,7 +373,8 @@ class PytorchPruner:
         index = self._optimizers.index(optimizer)
         # Fused optimizers receive the loss scale and skip steps themselves; GradScaler skips the steps of others.
         overflow = getattr(optimizer, "found_inf", None)
-        self._skips[index] = overflow is not None and bool(overflow.item())
+        has_overflow = overflow is not None and bool(get_local(overflow).item())
+        self._skips[index] = has_overflow or initializes_state(optimizer, self._groups)
         if self._skips[index]:
             return None
         changed = None

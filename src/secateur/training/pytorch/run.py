@@ -134,9 +134,7 @@ class PytorchRun(Run[TrainedParameter]):
         self.replace_maximum(state["config"].get("max_sparsity_ratio_per_op"))
         for name, weight in self.weights.items():
             mask = state["masks"].get(name)
-            weight.mask = (
-                None if mask is None else self.pattern.framework.from_array(to_numpy(mask).copy(), weight.stored)
-            )
+            weight.load_mask(mask)
         self.updater.restore({key: self._to_arrays(value) for key, value in state["progress"].items()})
         self.scores.totals = {key: self._to_total(key, total) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])

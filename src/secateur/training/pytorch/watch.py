@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from secateur._wording import format_list
+from secateur.distributed.pytorch.shards import is_sharded
 from secateur.errors import StateError
 from secateur.training.checks import ALREADY_SPARSE
 from secateur.training.pytorch.weight import ManualOptimizer, TrainedParameter
@@ -41,7 +42,7 @@ class StepWatch:
         self._hooks = [
             weight.parameter.register_post_accumulate_grad_hook(self._compare)
             for weight in watched.values()
-            if weight.parameter.requires_grad
+            if weight.parameter.requires_grad and not is_sharded(weight.parameter)  # its gradients are set by others
         ]
 
     def stop(self) -> None:
@@ -86,7 +87,7 @@ class ChangeWatch:
 
     def accept(self, weights: Mapping[str, TrainedParameter]) -> None:
         """Accept the current values of weights."""
-        self._marks |= {name: _read_mark(weight.parameter) for name, weight in weights.items()}
+        self._marks |= {name: _read_mark(weight.stored) for name, weight in weights.items()}
 
     def accept_zeros(self) -> None:
         """Accept any zeros, because their masks were loaded."""
@@ -98,9 +99,7 @@ class ChangeWatch:
         Raises:
             StateError: Before the first step of these weights, many became zero, and the run does not keep them.
         """
-        changed = {
-            name: weight for name, weight in weights.items() if _read_mark(weight.parameter) != self._marks[name]
-        }
+        changed = {name: weight for name, weight in weights.items() if _read_mark(weight.stored) != self._marks[name]}
         for name, weight in changed.items():
             if name in self._zeros:
                 _refuse_new_zeros(name, weight, self._zeros[name])
@@ -128,6 +127,6 @@ def _refuse_new_zeros(name: str, weight: TrainedParameter, before: int) -> None:
         )
 
 
-def _read_mark(parameter: torch.Tensor) -> tuple[int, int]:
+def _read_mark(stored: torch.Tensor) -> tuple[int, int]:
     """Return numbers that differ after a tensor was written in place, or got other memory."""
-    return parameter._version, parameter.data_ptr()
+    return stored._version, stored.data_ptr()

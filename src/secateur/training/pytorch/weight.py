@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakSet
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from secateur._array import count_true
+from secateur._array import count_true, to_numpy
 from secateur._wording import format_list
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
@@ -25,11 +26,10 @@ from secateur.frameworks.pytorch import (
     read_parameter,
 )
 from secateur.masking.pytorch import ParameterWeight
-from secateur.masking.run import refuse_nan
 from secateur.patterns import BasePattern
 from secateur.planning.planner import Plan
 
-__all__ = ["ManualOptimizer", "ParameterSlot", "TrainedParameter", "apply_where_possible", "find_weights"]
+__all__ = ["ManualOptimizer", "ParameterSlot", "TrainedParameter", "apply_where_possible", "find_slots"]
 
 
 class ManualOptimizer:
@@ -110,10 +110,37 @@ class TrainedParameter(ParameterWeight):
         if self.parameter.grad is None:
             return None
         gradient = self.parameter.grad.detach()
-        gradient = read_canonical(gradient if gradient.layout == torch.strided else gradient.to_dense(), self.view)
+        gradient = self.read_tensor(gradient if gradient.layout == torch.strided else gradient.to_dense())
         # Fused optimizers unscale gradients themselves, after this.
         scale = getattr(self.slot.optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale
+
+    def read_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of the shape of the parameter as an (O, K, I) tensor of at least float32."""
+        return read_canonical(tensor, self.view)
+
+    def read_gradient_memory(self) -> torch.Tensor | None:
+        """Return the gradient as stored; ``None`` if there is none."""
+        return self.parameter.grad
+
+    def show_mask(self) -> torch.Tensor:
+        """Return a copy of the mask in the shape of the parameter."""
+        if self.mask is None:
+            return torch.ones_like(self.parameter, dtype=torch.bool)
+        return self.mask.clone()
+
+    def count_pruned(self) -> int:
+        """Count the weights that the mask prunes."""
+        return 0 if self.mask is None else math.prod(self.shape) - self.count_kept()
+
+    def load_mask(self, mask: torch.Tensor | None) -> None:
+        """Set the mask to a copy of what `show_mask` returned; ``None``: nothing is pruned yet."""
+        self.mask = None if mask is None else torch.from_numpy(to_numpy(mask).copy()).to(self.parameter.device)
+
+    def apply_to(self, copied: torch.Tensor) -> None:
+        """Set pruned weights to zero in a copy of the parameter."""
+        if self.mask is not None:
+            apply_mask(copied.detach(), self.mask)
 
     def find_problem(self, model: nn.Module) -> str | None:
         """Return why the run cannot continue with this weight, such as that it was replaced; ``None`` if it can."""
@@ -178,7 +205,7 @@ class TrainedParameter(ParameterWeight):
 
     def mask_gradient(self) -> None:
         """Set the gradient of pruned weights to zero, so that optimizers that combine gradients leave them at zero."""
-        gradient = self.parameter.grad
+        gradient = self.read_gradient_memory()
         if self.mask is not None and gradient is not None and gradient.layout == torch.strided:
             apply_mask(gradient, self.mask)
 
@@ -209,12 +236,11 @@ def apply_where_possible(weights: Iterable[TrainedParameter]) -> list[str]:
     return problems
 
 
-def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]) -> dict[str, TrainedParameter]:
-    """Find the weights to prune and their optimizers.
+def find_slots(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]) -> dict[str, ParameterSlot]:
+    """Find the optimizers of the weights to prune.
 
     Raises:
         LayerError: A weight is not in any optimizer.
-        ScoreError: A weight contains ``nan``.
     """
     slots: dict[int, ParameterSlot] = {}
     for optimizer in optimizers:
@@ -232,6 +258,4 @@ def find_weights(plan: Plan, optimizers: tuple[Optimizer | ManualOptimizer, ...]
             f"{format_list(map(repr, missing))}. Create it with the parameters of this model, or exclude the layers "
             f"with excluded_op_names."
         )
-    weights = {name: TrainedParameter(name, pattern, slots[keys[name]]) for name, pattern in patterns.items()}
-    refuse_nan(weights)
-    return weights
+    return {name: slots[key] for name, key in keys.items()}

@@ -9,7 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from secateur.errors import LayerError
-from secateur.training.pytorch.weight import TrainedParameter
+from secateur.masking.run import refuse_nan
+from secateur.planning.planner import Plan
+from secateur.training.pytorch.sharded_weight import ShardedParameter, make_weight
+from secateur.training.pytorch.weight import TrainedParameter, find_slots
 
 __all__ = ["WeightSet"]
 
@@ -30,6 +33,25 @@ class WeightSet(dict[str, TrainedParameter]):
     def __init__(self, model: nn.Module, weights: Mapping[str, TrainedParameter]) -> None:
         super().__init__(weights)
         self.model = model
+
+    @classmethod
+    def find(cls, model: nn.Module, plan: Plan, optimizers: tuple[Any, ...]) -> WeightSet:
+        """Find the weights to prune and their optimizers.
+
+        Raises:
+            LayerError: A weight is not in any optimizer.
+            ScoreError: A weight contains ``nan``.
+        """
+        slots = find_slots(plan, optimizers)
+        patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
+        weights = {name: make_weight(name, pattern, slots[name]) for name, pattern in patterns.items()}
+        refuse_nan(weights)
+        return cls(model, weights)
+
+    @property
+    def are_sharded(self) -> bool:
+        """Whether a weight is divided over processes."""
+        return any(isinstance(weight, ShardedParameter) for weight in self.values())
 
     def find_trained(self, optimizer: Any) -> dict[str, TrainedParameter]:
         """Return the weights of an optimizer by layer; ``None``: of all.

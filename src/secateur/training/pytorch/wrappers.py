@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from secateur.errors import UnsupportedModelError
+from secateur.distributed.pytorch.rank_groups import RankGroups
+from secateur.distributed.pytorch.shards import get_local, is_sharded
+from secateur.errors import LayerError, UnsupportedModelError
 from secateur.training.pytorch.weight import TrainedParameter
 
-__all__ = ["changes_weights", "mask_gradients", "unwrap_optimizer"]
+__all__ = ["changes_weights", "initializes_state", "mask_gradients", "unwrap_optimizer"]
 
 
 def unwrap_optimizer(optimizer: Any) -> list[Any]:
@@ -41,6 +43,24 @@ def changes_weights(wrapper: Any) -> bool:
     return isinstance(wrapper, Optimizer) and "_optimizer_step_post_hooks" in vars(wrapper)
 
 
+def initializes_state(optimizer: Any, groups: RankGroups) -> bool:
+    """Whether a step only creates the state of an optimizer, before a checkpoint is loaded into it.
+
+    ``torch.distributed.checkpoint.state_dict`` makes such steps, with learning rates and gradients of zero.
+
+    Args:
+        optimizer: The optimizer, before the step.
+        groups: The processes that share its parameters, which call this together.
+    """
+    if not isinstance(optimizer, Optimizer) or optimizer.state:
+        return False
+    if any(float(group.get("lr", 1.0)) for group in optimizer.param_groups):
+        return False
+    gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+    moves = any(gradient is None or bool(get_local(gradient).any()) for gradient in gradients)
+    return not groups.merge({"moves": ""} if moves else {})
+
+
 def mask_gradients(weights: Iterable[TrainedParameter], wrappers: Iterable[Any]) -> list[Any]:
     """Add hooks that set gradients of pruned weights to zero if a wrapper changes weights, and return the hooks.
 
@@ -49,6 +69,11 @@ def mask_gradients(weights: Iterable[TrainedParameter], wrappers: Iterable[Any])
     if not any(map(changes_weights, wrappers)):
         return []
     trained = [weight for weight in weights if weight.parameter.requires_grad]
+    for weight in (weight for weight in trained if is_sharded(weight.parameter)):
+        raise LayerError(
+            f"layer {weight.name!r}: its weight is sharded, so an optimizer around another one that moves weights "
+            f"between two backward passes is not supported. Pass a plain optimizer."
+        )
     return [weight.parameter.register_post_accumulate_grad_hook(_make_hook(weight)) for weight in trained]
 
 
