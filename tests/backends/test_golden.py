@@ -12,6 +12,7 @@ import secateur
 from backends.kit import host
 from golden import GOLDEN, digest, exact, model_of_given_weights
 from secateur.keras import PruningOptimizer
+from secateur.patterns import get_pattern
 
 
 def to_keras(array: Any) -> Any:
@@ -70,3 +71,16 @@ def test_weights_of_one_size_fade_in_one_order() -> None:
 def test_same_masks_as_torch(name: str) -> None:
     config, pruned, masks = GOLDEN[name]
     assert run(config) == (pruned, masks)
+
+
+def test_tensors_of_each_backend_give_the_masks_of_arrays() -> None:
+    layer, config = keras.layers.Conv2D(8, 3), {"pattern": "4x1", "target_sparsity": 0.5}
+    layer.build((None, 5, 5, 4))
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 8), dtype="float32")
+    layer.kernel.assign(kernel)
+    pattern = get_pattern(config, {"layer": layer}, "keras")
+    assert np.array_equal(pattern.framework.read_weight(layer), kernel)
+    mask = pattern.masks({"layer": keras.ops.abs(layer.kernel)})["layer"]
+    expected = get_pattern(config, pattern.views, "array").masks({"layer": np.abs(kernel)})["layer"]
+    assert 0 < expected.sum() < expected.size
+    np.testing.assert_array_equal(np.asarray(mask), expected)

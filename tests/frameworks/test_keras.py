@@ -1,8 +1,3 @@
-import contextlib
-import io
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -205,42 +200,6 @@ def test_scores_may_be_whatever_keras_makes(kind: str, dtype: str) -> None:
     mask = pattern.masks({"layer": scores})["layer"]
     assert mask.tolist() == [[False, False, True, True]] * 6
     assert pattern.framework.read_weight(layer).shape == mask.shape
-
-
-def python(code: str, backend: str) -> str:
-    environment = {**os.environ, "KERAS_BACKEND": backend}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
-ON_ANY_BACKEND = """
-import keras, numpy as np
-from secateur.patterns import get_pattern
-layer = keras.layers.Conv2D(8, 3, kernel_initializer="ones")
-layer.build((None, 5, 5, 4))
-kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 8), dtype="float32")
-layer.kernel.assign(kernel)
-pattern = get_pattern({"pattern": "4x1", "target_sparsity": 0.5}, {"layer": layer}, "keras")
-mask = pattern.masks({"layer": keras.ops.abs(layer.kernel)})["layer"]
-is_same = np.array_equal(pattern.framework.read_weight(layer), kernel)
-print(keras.backend.backend(), is_same, np.flatnonzero(mask).tolist())
-"""
-
-
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_every_backend_gives_the_same_masks(backend: str) -> None:
-    pytest.importorskip(backend)
-    here = io.StringIO()
-    with contextlib.redirect_stdout(here):
-        exec(ON_ANY_BACKEND, {})  # noqa: S102 - our own code
-    assert here.getvalue().startswith("numpy True [")
-    assert python(ON_ANY_BACKEND, backend) == here.getvalue().replace("numpy", backend, 1)
-
-
-def test_importing_it_loads_no_torch() -> None:
-    code = "import sys, secateur.frameworks.keras; print('torch' in sys.modules)"
-    assert python(code, "numpy") == "False\n"
 
 
 def test_weights_have_the_path_of_their_layer_in_their_names() -> None:
