@@ -48,9 +48,9 @@ def data(seed: int = 0) -> tuple[Any, Any]:
 
 
 def compiled(config: dict[str, Any] = CONFIG, *, model: Any = None, inner: Any = None, **options: Any) -> Any:
-    """A model that is to be pruned."""
+    """A model that is to be pruned. Without `inner`, its optimizer is one that takes little time to trace."""
     model = net() if model is None else model
-    inner = keras.optimizers.AdamW(0.01) if inner is None else inner
+    inner = keras.optimizers.SGD(0.1, momentum=0.9) if inner is None else inner
     model.compile(PruningOptimizer(model, config, inner), LOSS, **options)
     return model
 

@@ -101,6 +101,7 @@ def test_file_holds_the_network_of_the_report(ran: Ran) -> None:
 def test_dense_reference_trains_as_long_and_pruning_nothing_gives_it() -> None:
     epochs: list[None] = []
     part = KerasDigits(SHORTER, lambda: epochs.append(None))
+    part.train_images, part.train_labels = part.train_images[:256], part.train_labels[:256]
     run = next(prune_all(part, "conv", 0, (PruningSetting("1x1", 0.0),)))
     assert len(epochs) == SHORTER.dense_epochs + 2 * SHORTER.tuning_epochs
     assert run.report.sparsity == 0

@@ -333,10 +333,10 @@ def test_a_written_pattern_in_compiled_training(criterion: str, tmp_path: Path) 
 def test_a_written_pattern_locks_its_zeros(interface: str) -> None:
     model = compiled()
     layer = model.get_layer("fc")
-    kernel, bias = (np.array(value) for value in layer.get_weights())
+    kernel = np.array(layer.get_weights()[0])
     kernel[:, :2] = 0
     kernel[0, 5] = 0  # not a whole output channel
-    layer.set_weights([kernel, bias])
+    layer.set_weights([kernel])
     if interface == "compat":
         manager = prepare_compression(model, WeightPruningConfig(**{**SETTINGS, "pruning_type": "pattern_lock"}))
         manager.model.fit(*data(), batch_size=4, verbose=0)
@@ -358,9 +358,9 @@ def test_a_written_pattern_prunes_once(tmp_path: Path) -> None:
     secateur.save(model, tmp_path / "saved", report=report)
     assert secateur.verify(tmp_path / "saved").problems == {}
     layer = model.get_layer("fc")
-    kernel, bias = (np.array(value) for value in layer.get_weights())
+    kernel = np.array(layer.get_weights()[0])
     pruned = (kernel == 0).all(axis=0)
     kernel[0, pruned.argmax()], kernel[0, pruned.argmin()] = 1.0, 0.0  # as many zeros, but elsewhere
-    layer.set_weights([kernel, bias])
+    layer.set_weights([kernel])
     with pytest.raises(ArtifactError, match=r"fc.* of its units are zero, but \d+ were pruned"):
         secateur.save(model, tmp_path / "bad", report=report)

@@ -71,7 +71,7 @@ def test_evaluating_with_averaged_weights() -> None:
 
 
 def test_mixed_precision_scales_the_loss_around_it() -> None:
-    model = compiled(model=net(dtype="mixed_float16"))
+    model = compiled(model=net(dtype="mixed_float16"), inner=keras.optimizers.AdamW(0.01))
     if not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
         # The model's own policy decides, and that of a model whose layers alone are mixed is float32.
         pruned = model.optimizer
