@@ -40,7 +40,7 @@ def choose_by_brute_force(curves: Curves, tables: Tables, capacity: float) -> di
 
 
 @given(problems(), st.integers(0, 25))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_choice_is_that_of_brute_force(problem: tuple[Curves, Tables], capacity: int) -> None:
     expected = choose_by_brute_force(*problem, capacity)
     if expected is None:

@@ -183,8 +183,8 @@ def test_a_broken_rule_never_breaks_a_model(fault: str) -> None:
 
 
 def try_broken_rule(operation: str, fault: str) -> set[str]:
-    """Slim up to three exhibits with an operation: ``"refused"``, ``"right"`` or ``"wrong"``."""
-    users = [name for name in NAMES if operation in CALLS[name]][:3]
+    """Slim up to two exhibits with an operation: ``"refused"``, ``"right"`` or ``"wrong"``."""
+    users = [name for name in NAMES if operation in CALLS[name]][:2]
     masked = {name: create_masked(name) for name in users}
     with broken_rule(operation, fault):
         return {slim_or_refuse(name, model) for name, model in masked.items()}

@@ -78,7 +78,7 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(convolutions())
 def test_convolutions(example: tuple[nn.Module, torch.Tensor]) -> None:
     check(*example)

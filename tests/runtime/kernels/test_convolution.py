@@ -95,7 +95,7 @@ steps = st.tuples(st.integers(1, 3), st.integers(1, 3))
     batch=st.integers(0, 3),
     threads=st.integers(1, 3),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_convolution_of_any_shape(
     kind: tuple[str, int, int],
     size: tuple[int, int],
