@@ -52,7 +52,7 @@ def fork_beside(thread, work, pause=0.02):
 COMPILING = """
 packed = {height: matrix(height) for height in (1, 2, 4, 8, 16, 32, 64)}
 fork_beside(
-    lambda: [product(packed[height], rows) for height in (2, 4, 8, 16) for rows in range(1, 8)],
+    lambda: [product(packed[height], rows) for height in (2, 4, 8, 16) for rows in range(1, 4)],
     lambda: product(packed[32], 3),
 )
 """
