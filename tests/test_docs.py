@@ -18,7 +18,9 @@ NOT_RUN: dict[str, tuple[int, str]] = {
     "from-sparseml.md": (2, OLD),
     "from-tfmot.md": (9, OLD),
     "from-torchao.md": (4, OLD),
+    "one-shot.md": (1, "needs several processes; tests/distributed/pytorch/test_oneshot.py runs such calls"),
     "runtime.md": (1, "needs a GPU"),
+    "sharded.md": (4, "needs several processes: tests/distributed/test_sharded_page.py runs all of it with torchrun"),
     "sentence-transformers.md": (1, "takes seconds; the page about the runtime runs the same"),
 }
 
