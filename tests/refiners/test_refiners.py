@@ -4,6 +4,7 @@ import copy
 import itertools
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import nn
 import secateur
 from oneshot.problems import batches
 from secateur.errors import CalibrationError, ConfigError
-from secateur.oneshot.pytorch.activations import Activations
 from secateur.oneshot.pytorch.batches import read_batches
 from secateur.refiners import Block, Distill
 from secateur.refiners.base import BlockRefiner, BlockTask, ModelTask
@@ -70,20 +70,27 @@ class Recorder(BlockRefiner):
     found: list[list[torch.Tensor]] = field(default_factory=list, repr=False)
 
     def refine(self, block: BlockTask) -> None:
-        numbers = range(len(block.keeps))
-        self.found.append(
-            [torch.cat([states[number] for number in numbers]) for states in (block.inputs, block.outputs)]
-        )
+        states = block.inputs, block.outputs, block.shifted_outputs
+        self.found.append([torch.cat([found[number] for number in range(len(block.keeps))]) for found in states])
 
 
-def record_dense_blocks() -> list[list[torch.Tensor]]:
-    """Return the inputs and outputs of each dense block."""
-    model, found = llama(), []
-    for block in model.model.layers:
-        block.register_forward_hook(lambda _, args, output: found.append([args[0], output]))
-    with torch.no_grad():
-        model(torch.cat([batch["input_ids"] for batch in tokens()]))
-    return found
+def record_dense_blocks(pruned: nn.Module) -> list[list[torch.Tensor]]:
+    """Return the inputs and outputs of each dense block, and its outputs for the inputs in the pruned model."""
+    dense, found = llama(), []
+    data = torch.cat([batch["input_ids"] for batch in tokens()])
+    for model in (dense, pruned):
+        for block, reference in zip(model.model.layers, dense.model.layers, strict=True):
+            call = partial(record_call, reference.forward, found)
+            block.register_forward_hook(call, with_kwargs=True)
+        with torch.no_grad():
+            model(data, use_cache=False)
+    half = len(found) // 2
+    return [[*first, second[1]] for first, second in zip(found[:half], found[half:], strict=True)]
+
+
+def record_call(run: Any, found: list[Any], _: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+    del output
+    found.append([args[0], run(*args, **kwargs)])
 
 
 @pytest.mark.parametrize("config", [{"pattern": "2:4"}, {"pattern": "channels", "target_sparsity": 0.5}], ids=str)
@@ -95,7 +102,7 @@ def test_blocks_are_compared_with_those_of_the_dense_model(
         "calibration": tokens(),
         "solver": "sparsegpt" if config["pattern"] == "2:4" else "ziplm",
     }
-    expected, recorder = record_dense_blocks(), Recorder()
+    recorder, model = Recorder(), llama()
 
     def stop(_: object) -> None:
         raise KeyboardInterrupt
@@ -106,7 +113,8 @@ def test_blocks_are_compared_with_those_of_the_dense_model(
         with pytest.raises(KeyboardInterrupt):
             secateur.prune(llama(), config, refine=refine, execution=execution, **arguments)
     execution = secateur.Execution(folder=tmp_path)
-    secateur.prune(llama(), config, refine=[recorder, Block(steps=2)], execution=execution, **arguments)
+    secateur.prune(model, config, refine=[recorder, Block(steps=2)], execution=execution, **arguments)
+    expected = record_dense_blocks(model)
     assert len(recorder.found) == len(expected) - is_resumed
     torch.testing.assert_close(recorder.found, expected[is_resumed:])
 
@@ -180,16 +188,21 @@ def test_frozen_parameters_stay_frozen() -> None:
 
 def test_the_loss_of_a_block_is_relative_to_what_it_adds() -> None:
     generator = torch.Generator().manual_seed(0)
-    read, dense, output = (torch.randn(2, 3, 4, generator=generator) for _ in range(3))
+    read, dense, shifted, output = (torch.randn(2, 3, 4, generator=generator) for _ in range(4))
     keep = torch.tensor([[True, True, False], [True, False, True]])
+    target = (dense + shifted) / 2
     losses = [
-        float((output[index] - dense[index]).square().sum() / (dense[index] - read[index]).square().sum())
+        float((output[index] - target[index]).square().sum() / (dense[index] - read[index]).square().sum())
         for index in ((0, 0), (0, 1), (1, 0), (1, 2))
     ]
-    inputs, outputs = Activations(), Activations()
-    inputs[0], outputs[0] = read, dense
     task = BlockTask(
-        block=nn.Identity(), masks={}, forward=lambda _: output, inputs=inputs, outputs=outputs, keeps={0: keep}
+        block=nn.Identity(),
+        masks={},
+        forward=lambda _: output,
+        inputs={0: read},
+        outputs={0: dense},
+        shifted_outputs={0: shifted},
+        keeps={0: keep},
     )
     assert float(_compute_loss(task, 0)) == pytest.approx(sum(losses) / 4, rel=1e-5)
 

@@ -59,6 +59,7 @@ class BlockTask:
         forward: Computes the current output of the block for the batch of a given number.
         inputs: The inputs of this block in the dense model, by batch number. `forward` reads those in the pruned one.
         outputs: Its outputs in the dense model, by batch number.
+        shifted_outputs: What the dense block returns for the inputs in the pruned model, by batch number.
         keeps: The tokens that count, by batch number, of shape (batch, tokens); ``None``: all of them.
         team: The processes that refine the block together; each has the batches that it owns, see `Team.owns`.
         total: Number of batches of all processes; ``None``: those of this one.
@@ -69,6 +70,7 @@ class BlockTask:
     forward: Callable[[int], torch.Tensor]
     inputs: HiddenStates
     outputs: HiddenStates
+    shifted_outputs: HiddenStates
     keeps: Mapping[int, torch.Tensor | None]
     team: Team = field(default_factory=Team)
     total: int | None = None

@@ -1,4 +1,4 @@
-"""Tune a pruned block towards the outputs of the same block in the dense model."""
+"""Tune a pruned block towards the outputs of the dense block."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ __all__ = ["Block"]
 class Block(BlockRefiner):
     """Take a few Adam steps on the kept weights, norms and biases of one block.
 
-    The loss of a token is the squared distance between the outputs of the block in the pruned and in the dense model,
-    divided by the squared norm of what the dense block adds to the token. So a block also makes up for the errors of
-    those before it, and a few tokens with huge activations do not dominate the loss.
+    The target of a token is the mean of two outputs of the dense block: for the inputs in the dense model, so that the
+    block makes up for errors before it, and for those in the pruned model, so that it is not asked for too much. The
+    loss is the squared distance from the target, divided by the squared norm of what the dense block adds to the token,
+    because otherwise a few tokens with huge activations would dominate.
 
     Attributes:
         steps: Number of steps, ≥ 1.
@@ -70,12 +71,10 @@ class Block(BlockRefiner):
 
 
 def _compute_loss(task: BlockTask, number: int) -> torch.Tensor:
-    output = task.forward(number)
-    target, inputs = (states[number].to(output.device) for states in (task.outputs, task.inputs))
-    lost = (output.float() - target.float()).square().sum(dim=-1)
-    added = target.float().square().sum(dim=-1)
-    if inputs.shape == target.shape:
-        added = (target.float() - inputs.float()).square().sum(dim=-1)
+    output = task.forward(number).float()
+    inputs, dense, shifted = (states[number].to(output) for states in (task.inputs, task.outputs, task.shifted_outputs))
+    lost = (output - (dense + shifted) / 2).square().sum(dim=-1)
+    added = (dense - inputs if inputs.shape == dense.shape else dense).square().sum(dim=-1)
     share = lost / added.clamp(min=torch.finfo(torch.float32).tiny)
     keep = task.keeps[number]
     if keep is not None and keep.shape == share.shape:

@@ -21,10 +21,11 @@ class DenseStream(AbstractContextManager["DenseStream"]):
     Attributes:
         inputs: The inputs of the current block.
         outputs: Its outputs.
+        shifted_outputs: What the dense block returns for the inputs in the pruned model, if they were run.
     """
 
     def __init__(self, offload: Literal["memory", "disk"]) -> None:
-        self.inputs, self.outputs = Activations(offload), Activations(offload)
+        self.inputs, self.outputs, self.shifted_outputs = (Activations(offload) for _ in range(3))
 
     def start(self, block: BlockStage) -> None:
         """Copy the inputs of the first block, before anything is pruned."""
@@ -37,9 +38,14 @@ class DenseStream(AbstractContextManager["DenseStream"]):
         for batch in block.batches:
             self.outputs[batch.number] = block.run(batch.number, self.inputs[batch.number])
 
+    def run_shifted(self, block: BlockStage) -> None:
+        """Run the same dense block on the inputs in the pruned model."""
+        for batch in block.batches:
+            self.shifted_outputs[batch.number] = block.forward(batch.number)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Free memory and disk space."""
-        self.inputs.close()
-        self.outputs.close()
+        for states in (self.inputs, self.outputs, self.shifted_outputs):
+            states.close()

@@ -118,6 +118,8 @@ class StageLoop(ABC, Generic[AnyStage]):
         is_done = self.record.is_done(number)
         if self.recipe.block_refiners and stage.block and not (is_done and is_last):
             self.dense.advance(stage.block)
+            if not is_done:
+                self.dense.run_shifted(stage.block)
         if is_new := not self._resume(number, stage):
             self.prune_stage(number, stage)
         if not is_last:
@@ -140,6 +142,7 @@ class StageLoop(ABC, Generic[AnyStage]):
             forward=block.forward,
             inputs=self.dense.inputs,
             outputs=self.dense.outputs,
+            shifted_outputs=self.dense.shifted_outputs,
             keeps={batch.number: batch.keep for batch in block.batches},
             team=self.team,
             total=sum(self.team.gather(len(block.batches))),
