@@ -24,8 +24,9 @@ def count_rows(pattern: BasePattern, layer: str) -> int | None:
     Examples:
         >>> from secateur.patterns import get_pattern
         >>> view = WeightView(shape=(8, 4), output_axes=(0,), input_axes=(1,))
-        >>> names = ("4x1", "2:4", "channelx1")
-        >>> [count_rows(get_pattern({"pattern": name}, {"fc": view}, "array"), "fc") for name in names]
+        >>> configs = [{"pattern": name} for name in ("4x1", "2:4", "channelx1")]
+        >>> patterns = [get_pattern(config, {"fc": view}, "array") for config in configs]
+        >>> [count_rows(pattern, "fc") for pattern in patterns]
         [4, 1, None]
     """
     kind, view = type(pattern), pattern.views[layer]
