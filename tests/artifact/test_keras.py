@@ -152,6 +152,10 @@ class Scaled(keras.layers.Layer):
         """Scale and shift."""
         return inputs * self.scale + self.first - self.second
 
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """Return the same shape; else Keras calls the layer with memory that nothing has set, which may overflow."""
+        return input_shape
+
 
 def test_a_registered_layer_may_create_values_and_repeat_names(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((3,)), Scaled(name="scaled")])
