@@ -11,20 +11,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from integrations.schedule import CONFIG
 from secateur.errors import ConfigError, StateError, UnsupportedModelError
 from secateur.integrations.lightning import PruningCallback
 from tiny_models import mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns about small loaders
 
-CONFIG: dict[str, Any] = {
-    "pattern": "4x1",
-    "target_sparsity": 0.5,
-    "criterion": "snip_momentum",
-    "start_step": 2,
-    "end_step": 8,
-    "pruning_frequency": 2,
-}
 BATCHES = 6
 
 

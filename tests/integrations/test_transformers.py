@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments, default_data_collator
 
+from integrations.schedule import CONFIG
 from integrations.text_task import load_sentences, make_bert
 from secateur.errors import ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.integrations.pytorch.checkpoint_file import read_pruner
@@ -17,14 +18,6 @@ from secateur.training.distillation import Distillation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # packages warn about each other
 
-CONFIG: dict[str, Any] = {
-    "pattern": "4x1",
-    "target_sparsity": 0.5,
-    "criterion": "snip_momentum",
-    "start_step": 2,
-    "end_step": 8,
-    "pruning_frequency": 2,
-}
 STEPS = 12
 
 

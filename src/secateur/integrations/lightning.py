@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from secateur._packages import require_packages
 from secateur.config import ConfigLike
@@ -15,11 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException  # n
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
-from secateur.integrations.pytorch.callback_run import CallbackRun  # noqa: E402
-
-if TYPE_CHECKING:
-    from secateur.results import PruningReport
-    from secateur.training.pytorch import PytorchPruner
+from secateur.integrations.pytorch.callback_run import CallbackMembers, CallbackRun  # noqa: E402
 
 __all__ = ["PruningCallback"]
 
@@ -29,7 +25,7 @@ UNSUPPORTED = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
 """Strategies that shard weights, or train copies of them."""
 
 
-class PruningCallback(Callback):
+class PruningCallback(CallbackMembers, Callback):
     """Prune a module while a Lightning ``Trainer`` fits it, with automatic or manual optimization.
 
     Steps are optimizer steps; with several optimizers, a step counts when every optimizer with pruned weights has made
@@ -92,24 +88,6 @@ class PruningCallback(Callback):
         self._loaded: dict[str, Any] | None = None
         self._first_step = 0  # of the trainer, when the run began
         self._was_complete = False
-
-    @property
-    def pruner(self) -> PytorchPruner | None:
-        """The pruner of the current or last call of ``fit``; ``None`` before the first."""
-        return self._run.pruner
-
-    @property
-    def report(self) -> PruningReport | None:
-        """The report of the finished run; ``None``: it has not finished."""
-        return self._run.report
-
-    def finalize(self) -> PruningReport:
-        """Verify masks and weights, end the run, and report what was pruned. Only for ``finalize=False``.
-
-        Raises:
-            StateError: There is no run, it has ended, or masks or weights are invalid.
-        """
-        return self._run.finalize()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that pruning does not support."""

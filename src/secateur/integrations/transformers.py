@@ -18,7 +18,7 @@ require_packages("torch", "transformers", "accelerate", extra="trainer")
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments  # noqa: E402
 
-from secateur.integrations.pytorch.callback_run import CallbackRun  # noqa: E402
+from secateur.integrations.pytorch.callback_run import CallbackMembers, CallbackRun  # noqa: E402
 from secateur.integrations.pytorch.checkpoint_file import (  # noqa: E402
     FILE_NAME,
     SavedPruner,
@@ -30,9 +30,7 @@ from secateur.integrations.pytorch.optimizers import refuse_optimizer_name  # no
 from secateur.integrations.pytorch.step_probe import StepProbe  # noqa: E402
 
 if TYPE_CHECKING:
-    from secateur.results import PruningReport
     from secateur.training.distillation import Distillation
-    from secateur.training.pytorch import PytorchPruner
 
 __all__ = ["DistillationMixin", "PruningCallback"]
 
@@ -40,7 +38,7 @@ IN_TRAINING: WeakSet[PruningCallback] = WeakSet()
 """The callbacks that a call of ``train()`` has reached."""
 
 
-class PruningCallback(TrainerCallback):
+class PruningCallback(CallbackMembers, TrainerCallback):
     """Prune a model while a `transformers.Trainer`, or a class derived from it, trains it.
 
     Pruning starts when training does, and steps are optimizer steps. Each checkpoint gets a file `pruner.pt`, from
@@ -99,24 +97,6 @@ class PruningCallback(TrainerCallback):
         self._complete_at: int | None = None
         self._probe: StepProbe | None = None
         self._get_state: Any = lambda: None  # a weak reference to the state of the trainer
-
-    @property
-    def pruner(self) -> PytorchPruner | None:
-        """The pruner of the current or last call of ``train()``; ``None`` before the first."""
-        return self._run.pruner
-
-    @property
-    def report(self) -> PruningReport | None:
-        """The report of the finished run; ``None``: it has not finished."""
-        return self._run.report
-
-    def finalize(self) -> PruningReport:
-        """Verify masks and weights, end the run, and report what was pruned. Only for ``finalize=False``.
-
-        Raises:
-            StateError: There is no run, it has ended, or masks or weights are invalid.
-        """
-        return self._run.finalize()
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Refuse arguments that pruning does not support."""

@@ -17,7 +17,7 @@ from secateur.masking.run_options import RunOptions
 from secateur.results import PruningReport
 from secateur.training.pytorch import PytorchPruner, prepare_together
 
-__all__ = ["CallbackRun"]
+__all__ = ["CallbackMembers", "CallbackRun"]
 
 
 class CallbackRun:
@@ -145,3 +145,27 @@ class CallbackRun:
         if self.pruner is not None:
             self.pruner.close()
             self.pruner = None
+
+
+class CallbackMembers:
+    """What all callbacks have: their pruner, their report, and `finalize`."""
+
+    _run: CallbackRun
+
+    @property
+    def pruner(self) -> PytorchPruner | None:
+        """The pruner of the current or last call of the method that trains; ``None`` before the first."""
+        return self._run.pruner
+
+    @property
+    def report(self) -> PruningReport | None:
+        """The report of the finished run; ``None``: it has not finished."""
+        return self._run.report
+
+    def finalize(self) -> PruningReport:
+        """Verify masks and weights, end the run, and report what was pruned. Only for ``finalize=False``.
+
+        Raises:
+            StateError: There is no run, it has ended, or masks or weights are invalid.
+        """
+        return self._run.finalize()
