@@ -18,9 +18,9 @@ from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
 from secateur.oneshot.pytorch.targets import Target
 from secateur.oneshot.pytorch.weight_storage import WeightStorage
 
-__all__ = ["BlockStage", "ModelStage", "Stage", "build_stages", "find_block"]
+__all__ = ["BlockStage", "ModelStage", "Stage", "build_stages", "count_gram_bytes", "find_block"]
 
-MAX_GRAM_BYTES = 1 << 28
+MAX_GRAM_BYTES = 1 << 29
 """Size, in float32, of the Gram matrices accumulated in one pass through a model without a stack of blocks."""
 
 
@@ -223,7 +223,7 @@ def _group_into_stages(
     group: list[Target] = []
     size = 0
     for target in targets:
-        added = _count_gram_bytes(target.selector.view)
+        added = count_gram_bytes(target.selector.view)
         if group and size + added > MAX_GRAM_BYTES:
             yield _create_model_stage(model, group, batches, device)
             group, size = [], 0
@@ -240,6 +240,7 @@ def _create_model_stage(
     return ModelStage(name=name, targets=targets, batches=batches, model=model, device=device)
 
 
-def _count_gram_bytes(view: WeightView) -> int:
+def count_gram_bytes(view: WeightView) -> int:
+    """Return the size of the Gram matrices of a layer while they are added up, in float64."""
     _, positions, inputs = view.canonical_shape
-    return 4 * view.groups * (positions * inputs) ** 2
+    return 8 * view.groups * (positions * inputs) ** 2

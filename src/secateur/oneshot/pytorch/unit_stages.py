@@ -15,7 +15,7 @@ from secateur.oneshot.pytorch.batches import Batch
 from secateur.oneshot.pytorch.block_stack import BlockStack, find_block_stack
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.shortcut import Shortcut
-from secateur.oneshot.pytorch.stages import MAX_GRAM_BYTES, BlockStage, ModelStage, Stage, find_block
+from secateur.oneshot.pytorch.stages import MAX_GRAM_BYTES, BlockStage, ModelStage, Stage, count_gram_bytes, find_block
 from secateur.oneshot.pytorch.unit_groups import UnitGroup
 from secateur.oneshot.pytorch.weight_storage import WeightStorage
 
@@ -144,7 +144,9 @@ def join_stages(stages: Sequence[UnitStage]) -> list[UnitStage]:
     joined: list[UnitStage] = []
     size = 0
     for stage in stages:
-        added = sum(map(_count_gram_bytes, stage.groups))
+        added = sum(
+            count_gram_bytes(reader.pattern.views[reader.name]) for group in stage.groups for reader in group.readers
+        )
         is_whole = isinstance(stage.part, ModelStage)
         if joined and is_whole and isinstance(joined[-1].part, ModelStage) and size + added <= MAX_GRAM_BYTES:
             joined[-1] = replace(joined[-1], groups=(*joined[-1].groups, *stage.groups))
@@ -153,10 +155,6 @@ def join_stages(stages: Sequence[UnitStage]) -> list[UnitStage]:
             joined.append(stage)
             size = added
     return joined
-
-
-def _count_gram_bytes(group: UnitGroup) -> int:
-    return sum(4 * reader.pattern.views[reader.name].groups * len(reader.unit_of) ** 2 for reader in group.readers)
 
 
 def record_statistics(
