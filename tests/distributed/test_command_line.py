@@ -67,3 +67,12 @@ def test_a_run_under_torchrun_that_lost_a_rank_resumes(folder: Path) -> None:
     assert sorted(path.name for path in folder.glob("out*")) == ["out"]
     assert run(*COMMAND, "--out", "alone").exit_code == 0
     assert read_bits("out") == read_bits("alone")
+
+
+@pytest.mark.parametrize("command", [["slim", "fragile_nets:build"], ["plan", "fragile_nets:build"]])
+def test_other_commands_run_in_one_process(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = run(*command)
+    assert result.exit_code == 1
+    assert f"secateur {command[0]} must run in one process, found 2 of torchrun" in result.stderr

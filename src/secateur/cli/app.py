@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from secateur._wording import make_printable
 from secateur.cli.failures import report_failure
 from secateur.cli.messages import say
+from secateur.cli.processes import refuse_processes
 from secateur.cli.streams import escape_logs, flush_stdout, prepare_streams, show_warnings_in_one_line
 
 __all__ = ["Command", "app"]
@@ -123,6 +124,7 @@ def _show_version(is_requested: bool) -> None:
 
 @app.callback()
 def main(
+    ctx: typer.Context,
     *,
     show_version: Annotated[
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
@@ -133,3 +135,5 @@ def main(
 
     Exit codes: 0 success, 1 error that the message explains, 2 wrong usage, 70 bug in Secateur, 130 interrupted.
     """
+    del show_version, debug  # read elsewhere
+    refuse_processes(ctx.invoked_subcommand)

@@ -12,8 +12,12 @@ from typing import Any
 import typer
 
 from secateur.cli.failures import explain_failure
+from secateur.errors import ConfigError
 
-__all__ = ["Processes", "join_processes"]
+__all__ = ["Processes", "join_processes", "refuse_processes"]
+
+DISTRIBUTED_COMMAND = "prune"
+"""The command that several processes can run together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ def join_processes(device: str | None) -> Iterator[Processes]:
     Args:
         device: The device, as the user names it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
+    if _count_processes() <= 1:
         yield Processes(device=device)
         return
     from secateur.distributed.pytorch.launch import join_processes as join
@@ -60,6 +64,21 @@ def join_processes(device: str | None) -> Iterator[Processes]:
         raise typer.Exit(code) from error
     signal.signal(signal.SIGTERM, previous)
     leave_processes()
+
+
+def refuse_processes(command: str | None) -> None:
+    """Raise `ConfigError` if ``torchrun`` runs a command that each process would run alone, in the same folder."""
+    count = _count_processes()
+    if count > 1 and command != DISTRIBUTED_COMMAND:
+        raise ConfigError(
+            f"secateur {command} must run in one process, found {count} of torchrun. Start it without torchrun; only "
+            f"secateur {DISTRIBUTED_COMMAND} divides its work among processes."
+        )
+
+
+def _count_processes() -> int:
+    """Return how many processes ``torchrun`` has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from distributed.processes import run_ranks
 from oneshot.problems import batches
 from secateur.distributed.pytorch.ranks import Ranks
 from secateur.distributed.pytorch.team import Team
-from secateur.errors import SecateurError
+from secateur.errors import ConfigError, SecateurError
 from secateur.oneshot.pytorch import is_leader
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.layer_jobs import assign_costs
@@ -123,6 +123,8 @@ def disagree_and_fail() -> dict[str, tuple[str, bool]]:
         "refiner": explain(refine=Alone()),
         "units": explain(config={"pattern": "channels", "target_sparsity": 0.5}, solver="osscar"),
     }
+    with pytest.raises(ConfigError, match="cannot prune units of several layers"):
+        secateur.slim(deep_mlp(), calibration=batches(), budget={"parameters": 0.5})
     model = deep_mlp()
     prune(model)  # the processes still understand each other
     if rank == 0:

@@ -32,7 +32,7 @@ from secateur.planning.layer_selection import list_couplings
 from secateur.planning.pytorch import needs_example_inputs, plan
 from secateur.results import PruningReport
 
-__all__ = ["is_leader", "prune", "split_calibration", "take_first_batch"]
+__all__ = ["is_leader", "join_team", "prune", "refuse_several", "split_calibration", "take_first_batch"]
 
 SCOPES = {"uniform": "local", "global": "global"}
 """Allocation → the ``pruning_scope`` with the same effect without calibration data."""

@@ -13,7 +13,7 @@ from torch import nn
 from secateur import graph as graph_package
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph
-from secateur.oneshot.pytorch import prune, split_calibration, take_first_batch
+from secateur.oneshot.pytorch import join_team, prune, refuse_several, split_calibration, take_first_batch
 from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.unit_run import UnitRun
@@ -85,6 +85,8 @@ def _prune(
         )
         return report, None
     assert request.calibration is not None
+    with join_team(request.calibration, request.execution) as team:
+        refuse_several(team, has_units=True, needs_gradients=False)
     batches, execution = split_calibration(request.calibration, request.execution)
     model_plan = plan(model, make_budget_config(request.config, graph), example_inputs=graph, prune_frozen=True)
     choice = BudgetChoice(model, graph, model_plan, request.budget, example_inputs, is_uniform=is_uniform)
