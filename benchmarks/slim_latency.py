@@ -70,7 +70,7 @@ def main() -> None:
         for run in range(1, options.runs + 1):
             rows.append([name, str(run), *measure_run(dense.eval(), inputs, options)])
             print(" ".join(rows[-1]), flush=True)
-    columns = ("model", ">run", ">promised", ">measured then", ">afterwards", "within 10 %", ">dense, ms", ">seconds")
+    columns = ("model", ">run", ">predicted", ">measured then", ">afterwards", "within 10 %", ">dense, ms", ">seconds")
     title = f"Latency under a budget of {options.latency:g} of the dense model's"
     Console(width=120).print(Table(title=title, columns=columns, rows=rows))
 
@@ -87,10 +87,10 @@ def measure_run(dense: nn.Module, inputs: Any, options: argparse.Namespace) -> l
     measured = medians["slim"] / medians["dense"]
     is_near = abs(measured / options.latency - 1) <= TOLERANCE
     assert report.budget is not None
-    promised = f"{report.budget.promised / report.budget.dense:.3f}"
+    predicted = f"{report.budget.predicted / report.budget.dense:.3f}"
     milliseconds = f"{1000 * medians['dense']:.1f}"
     return [
-        promised,
+        predicted,
         f"{report.budget.share:.3f}",
         f"{measured:.3f}",
         "yes" if is_near else "no",

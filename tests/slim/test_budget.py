@@ -114,9 +114,9 @@ def fit(distort: Callable[[float], float], budget: dict[str, float]) -> tuple[Fi
 def test_a_true_estimate_needs_one_measurement() -> None:
     fitted, costs = fit(lambda cost: cost, {"flops": 0.6})
     assert fitted.kept == {0: 1, 1: 39}
-    assert (fitted.dense, fitted.target, fitted.measured, fitted.promised) == (100, 60, 60, 60)
+    assert (fitted.dense, fitted.target, fitted.measured, fitted.predicted) == (100, 60, 60, 60)
     assert (fitted.measurements, fitted.loss) == (1, 39 + 2)
-    assert fitted.describe().share == fitted.promised / fitted.dense == 0.6
+    assert fitted.describe().share == fitted.predicted / fitted.dense == 0.6
     assert costs.measured == [fitted.kept]
 
 
@@ -151,7 +151,7 @@ def test_other_costs_stay_just_below_the_budget(exponent: float, share: float) -
 def test_the_promise_is_corrected_by_what_was_measured() -> None:
     fitted, _ = fit(lambda cost: 100 - 0.6 * (100 - cost), {"latency": 0.7})
     assert fitted.measurements == 2
-    assert fitted.promised == pytest.approx(fitted.measured)
+    assert fitted.predicted == pytest.approx(fitted.measured)
 
 
 def test_a_budget_out_of_reach_says_what_is_not() -> None:

@@ -203,7 +203,7 @@ def test_a_latency_budget_is_met(build: Callable[[], nn.Module], names: Mapping[
     costs = make_costs(build(), names)
     fitted = fit_budget(make_curves(costs, names), costs, SlimBudget(quantity="latency", value=share))
     assert fitted.describe().share == pytest.approx(share, rel=0.05)
-    assert fitted.promised == pytest.approx(fitted.measured, rel=0.1)
+    assert fitted.predicted == pytest.approx(fitted.measured, rel=0.1)
     assert fitted.measured == pytest.approx(costs.measure(fitted.kept))
     assert fitted.measurements <= 6
 

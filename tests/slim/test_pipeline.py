@@ -71,7 +71,7 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_used(share: float) 
     dense = count(model)
     report = secateur.slim(model, budget={"parameters": share}, calibration=make_images())
     assert report.budget is not None
-    assert report.weights == count(model) == report.budget.measured == report.budget.promised
+    assert report.weights == count(model) == report.budget.measured == report.budget.predicted
     largest = 16 * 9 + 1 + 10  # one channel of the second convolution
     assert share * dense - largest < count(model) <= share * dense
     assert f"parameters at {share:.1%}" in str(report)

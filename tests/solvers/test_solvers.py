@@ -387,7 +387,7 @@ def run_admm(
 def test_alps(spec: str, choose: Callable[[Floats], Bools]) -> None:
     weight_RF, inputs_NF, _ = small()
     expected, _ = run_admm(weight_RF, inputs_NF, choose, iterations=300)
-    solution = ALPS(settled=0.0, refinement=100).solve(with_pattern(spec, 0.5))
+    solution = ALPS(tolerance=0.0, refinement=100).solve(with_pattern(spec, 0.5))
     np.testing.assert_array_equal(solution.keep[0].numpy(), expected)
     fitted = np.stack([fit_on_support(keep, row, inputs_NF) for keep, row in zip(expected, weight_RF, strict=True)])
     error, best = (
@@ -400,7 +400,7 @@ def test_alps(spec: str, choose: Callable[[Floats], Bools]) -> None:
 def test_each_iteration_of_alps(iterations: int) -> None:
     weight_RF, inputs_NF, problem = small()
     _, expected = run_admm(weight_RF, inputs_NF, lambda scores: keep_by_layer(scores, 24), iterations)
-    weight = ALPS(settled=0.0, refinement=0, iterations=iterations).solve(problem).weight[0].numpy()
+    weight = ALPS(tolerance=0.0, refinement=0, iterations=iterations).solve(problem).weight[0].numpy()
     np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Choose the width of every group with the least total loss under a budget: a multiple-choice knapsack.
+"""Choose the width of every group for the lowest total loss under a budget: a multiple-choice knapsack.
 
 Legend: S states (choices for the first groups that no other choice beats), P points of a curve.
 """
@@ -22,21 +22,21 @@ LossCurve: TypeAlias = Sequence[tuple[int, float]]
 """Numbers of kept units in descending order, each with its loss. The first number is that of all units."""
 
 MAX_STATES = 16384
-"""Maximum number of states after each group. If there are no more, the result is exact."""
+"""Maximum number of states after each group. Up to this number, the result is exact."""
 
 
 class WidthFrontier:
     """All choices that no other choice beats in both cost and loss, found by dynamic programming.
 
-    One frontier answers for every capacity. Of equal losses, the cheapest choice wins, and of equal costs, groups with
-    smaller numbers keep more.
+    One frontier answers for every capacity. On equal losses, the cheapest choice wins; on equal costs, groups with
+    lower indices keep more.
 
     Args:
-        curves: Number of a group → its curve.
-        tables: Number of a group → the cost of each point of its curve.
-        max_states: Maximum number of choices. If there are more, the one with the least loss stays in each of as many
-            intervals of costs: the sum of the losses is then at most the least one for a capacity smaller by one
-            such interval per group.
+        curves: Group index → its curve.
+        tables: Group index → the cost of each point of its curve.
+        max_states: Maximum number of choices. If there are more, costs are divided into this many intervals, and only
+            the choice with the lowest loss remains in each. The sum of the losses is then at most the optimum for a
+            capacity that is smaller by one interval per group.
 
     Attributes:
         costs: Sum of the costs of each choice, ascending, of shape (S,).
@@ -70,11 +70,11 @@ class WidthFrontier:
             ranks_S = self._add_group(losses_P, costs_P, ranks_S, max_states)
 
     def find(self, capacity: float) -> int:
-        """Return the number of the best choice that fits in the capacity, or -1 if none does."""
+        """Return the index of the best choice that fits in the capacity, or -1 if none does."""
         return int(np.searchsorted(self.costs, capacity, side="right")) - 1
 
     def choose(self, capacity: float) -> dict[int, int]:
-        """Return number of a group → kept units, with the least loss that fits in the capacity.
+        """Return group index → kept units, with the lowest loss that fits in the capacity.
 
         Raises:
             ConfigError: No choice fits.
@@ -85,7 +85,7 @@ class WidthFrontier:
         return self.get_widths(number)
 
     def get_widths(self, choice: int) -> dict[int, int]:
-        """Return number of a group → kept units of one of the choices."""
+        """Return group index → kept units of one of the choices."""
         kept = {}
         for number, (parents, points) in zip(reversed(self._widths), reversed(self._choices), strict=True):
             kept[number] = self._widths[number][points[choice]]
@@ -107,7 +107,7 @@ class WidthFrontier:
 
 
 def _merge_similar(costs: Floats, losses: Floats, max_states: int) -> Indices:
-    """Return which states stay: all, or the cheapest and those with the least loss in each interval of costs."""
+    """Return which states remain: all, or the cheapest and the best one in each interval of costs."""
     if len(costs) <= max_states:
         return np.arange(len(costs))
     low, high = costs.min(), costs.max()

@@ -62,7 +62,7 @@ class OWL(Allocation):
         if not self.outlier > 0:
             raise ConfigError(f"outlier must be above 0, found {self.outlier}.")
         if not 0 <= self.spread <= 0.5:
-            raise ConfigError(f"spread must lie in [0, 0.5], found {self.spread}.")
+            raise ConfigError(f"spread must be in [0, 0.5], found {self.spread}.")
 
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """See `Allocation.counts`."""

@@ -61,7 +61,7 @@ class Sensitivity(Allocation):
 
     def __post_init__(self) -> None:
         if not 0 < self.span <= 1:
-            raise ConfigError(f"span must lie in (0, 1], found {self.span}.")
+            raise ConfigError(f"span must be in (0, 1], found {self.span}.")
         if self.points < 2:
             raise ConfigError(f"points must be at least 2, found {self.points}.")
         if self.iterations < 0:

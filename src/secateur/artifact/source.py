@@ -85,7 +85,7 @@ class Source:
         return next((self.claims[layer] for layer in layers if layer in self.claims), None)
 
     def add_report(self, report: PruningReport | None) -> Source:
-        """Take claims and configurations from a report; ``None``: keep the present ones.
+        """Take claims and configurations from a report; ``None``: keep the current ones.
 
         Raises:
             StateError: The report belongs to another model.

@@ -81,8 +81,8 @@ class Graph:
     """The dependencies between the parameters of a model.
 
     Attributes:
-        groups: All groups of units, in the order of the model's parameters; also those that must not be pruned, with
-            the reason.
+        groups: All groups of units, in the order of the model's parameters; including those that must not be pruned,
+            with the reason.
         barriers: Operations without a rule.
         sizes: Numbers in the code of modules that change when units are removed.
     """

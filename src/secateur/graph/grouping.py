@@ -1,4 +1,4 @@
-"""Build groups from the facts that rules noted: labels that are pruned together are a unit."""
+"""Build groups from the facts that rules recorded: labels that are pruned together form a unit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["build_graph"]
 
 Indices = npt.NDArray[np.int64]
 
-SINGLE_UNIT = "all its indices depend on each other, so that they are one unit"
-NO_CONSUMER = "no weight reads them, so that nothing can be set to zero in their place"
+SINGLE_UNIT = "all its indices depend on each other, so they form a single unit"
+NO_CONSUMER = "no weight reads them, so no weights can be set to zero in their place"
 
 
 def build_graph(tracer: Tracer, aliases: Mapping[str, tuple[str, ...]], *, separator: str = ".") -> Graph:
@@ -88,7 +88,7 @@ class _Slices:
             yield unit, slice(start, end)
 
     def take(self, starts: Sequence[int], length: int) -> Indices:
-        """Return the indices of units with equally many entries, of shape (units, length)."""
+        """Return the indices of units with the same number of entries, of shape (units, length)."""
         return self.indices[np.asarray(starts)[:, None] + np.arange(length)]
 
 
@@ -122,10 +122,10 @@ def _find_components(count: int, edges: Sequence[tuple[Labels, Labels]]) -> Indi
 
 
 def _complete_rows(labels: Labels, unit_of: Indices) -> tuple[Labels, Labels] | None:
-    """Unite labels so that they depend on one axis only; ``None`` if they do.
+    """Unite labels so that they depend on one axis only; ``None`` if they already do.
 
-    What remains of a tensor after pruning has a shape, so that whole rows along one axis must go. Inner axes are
-    united first: heads rather than channels of heads.
+    A pruned tensor must still be rectangular, so whole rows along one axis are removed. Inner axes are united first:
+    heads rather than channels of heads.
     """
     units = unit_of[labels]
     axes = [axis for axis in find_axes(units) if (units != np.take(units, [0], axis=axis)).any()]
@@ -180,7 +180,7 @@ def _make_members(
 
 
 def _choose_role(roles: set[Role]) -> Role:
-    """Return the role of an axis: one that any operation sums over is a consumer, which must be zero to be removed."""
+    """Return the role of an axis. If any operation sums over it, it is a consumer, which must be zero to be removed."""
     for role in (Role.CONSUMER, Role.PRODUCER):
         if role in roles:
             return role

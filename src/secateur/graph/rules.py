@@ -12,7 +12,7 @@ from secateur.graph.tracer import Tracer
 __all__ = ["RULES", "Rule", "register_rule", "run_rules"]
 
 Rule = Callable[[Tracer, Call], None]
-"""Sets the labels of a call's outputs, and notes which labels are pruned together, must stay, or are inexact."""
+"""Sets the labels of a call's outputs, and records which labels are pruned together, must be kept, or are inexact."""
 
 RULES: Registry[Rule] = Registry("rule")
 """Name of an operation, such as ``"aten.linear"`` → its rule."""
@@ -21,8 +21,8 @@ RULES: Registry[Rule] = Registry("rule")
 def register_rule(*operations: str) -> Callable[[Rule], Rule]:
     """Create a decorator that registers a rule for operations.
 
-    Labels of inputs that a rule does not take care of are pinned, so a rule that forgets an axis prevents pruning
-    rather than damaging a model.
+    Labels of inputs that a rule does not handle are pinned, so a rule that misses an axis prevents pruning rather than
+    damaging a model.
 
     Args:
         operations: Names such as ``"aten.roll"`` or ``"mylib.shift"``: the namespace and the name of a torch operator,

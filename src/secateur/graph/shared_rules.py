@@ -79,7 +79,7 @@ def fix_scanned_axis(
 ) -> list[Labels]:
     """Follow an operation in which every element depends on all others along some axes, such as a softmax.
 
-    Labels along these axes alone remain, and are inexact.
+    Labels that depend on these axes alone are kept and inexact.
     """
     kept = []
     for array in labels:

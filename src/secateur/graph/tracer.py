@@ -1,4 +1,4 @@
-"""Follow the indices of parameters through the calls of a program, and note how they depend on each other."""
+"""Follow the indices of parameters through the calls of a program, and record how they depend on each other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Axis", "NumberUse", "Tracer"]
 
 
 CONSTANT = "combines them with a tensor of constant size, such as an input of the model"
-"""Why labels are pinned that meet indices without labels."""
+"""Why labels that meet indices without labels are pinned."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -61,8 +61,8 @@ class NumberUse:
 class Tracer:
     """Labels of all tensors, and the facts that rules add.
 
-    Rules call its methods. Facts about single labels are arrays of labels, so that all of them can be combined at the
-    end without a search for each.
+    Rules call its methods. Facts about single labels are arrays of labels, so all of them can be combined at the end
+    with array operations.
 
     Attributes:
         axes: Every axis of every parameter, by its first label.
@@ -95,7 +95,7 @@ class Tracer:
             self._labels[value] = tuple(self._number_axes(name, value.shape))
 
     def add_new_tensor(self, call: Call) -> None:
-        """Give the indices of a new tensor labels, if all its elements are equal, so that any of them can be left out.
+        """Give labels to the indices of a new tensor of equal elements, because any of them can be left out.
 
         Its sizes are numbers in the code of the module.
         """
@@ -120,7 +120,7 @@ class Tracer:
         return self._labels.get(value, ())
 
     def set_labels(self, value: Value, labels: Iterable[Labels]) -> None:
-        """Set the labels of a tensor. Arrays that depend on no axis are left out, and a label in them must stay."""
+        """Set the labels of a tensor. Arrays that depend on no axis are left out, and their labels must be kept."""
         kept = []
         for array in labels:
             assert array.ndim == len(value.shape), (array.shape, value.shape)
@@ -138,7 +138,7 @@ class Tracer:
         self._labels[value] = tuple(kept)
 
     def unite(self, first: Labels, second: Labels) -> None:
-        """Note that labels are pruned together, element by element. What is united with `FIXED` must stay."""
+        """Record that labels are pruned together, element by element. Labels united with `FIXED` must be kept."""
         first, second = np.broadcast_arrays(first, second)
         first, second = first.reshape(-1), second.reshape(-1)
         self._handled += [first, second]
@@ -151,31 +151,31 @@ class Tracer:
             self.edges.append((first[differ], second[differ]))
 
     def pin(self, labels: Labels, reason: str) -> None:
-        """Note that labels must not be pruned."""
+        """Record that labels must not be pruned."""
         self._handled.append(labels)
         labels = np.unique(labels[labels != FIXED])
         if labels.size:
             self.pins.append((labels, self._explain(reason)))
 
     def mark_inexact(self, labels: Labels, reason: str) -> None:
-        """Note that the output depends on the number of these labels."""
+        """Record that the output depends on the number of these labels."""
         self._handled.append(labels)
         labels = np.unique(labels[labels != FIXED])
         if labels.size:
             self.inexact.append((labels, self._explain(reason)))
 
     def mark_role(self, labels: Labels, role: Role) -> None:
-        """Note how a weight is used along the axes to which labels belong."""
+        """Record how a weight is used along the axes to which labels belong."""
         firsts = np.array([axis.first for axis in self.axes])
         for index in np.unique(np.searchsorted(firsts, labels[labels != FIXED], side="right") - 1).tolist():
             self.axes[index].roles.add(role)
 
     def mark_heads(self, labels: Labels) -> None:
-        """Note that labels belong to attention heads."""
+        """Record that labels belong to attention heads."""
         self.heads.append(np.unique(labels[labels != FIXED]))
 
     def fix_axes(self, labels: Labels, axes: Sequence[int], reason: str) -> Labels:
-        """Note that some axes must keep their size.
+        """Record that some axes must keep their size.
 
         If labels also depend on other axes, all labels along the fixed axes are pruned together, such as all channels
         of a head. Otherwise none can be pruned.
@@ -196,11 +196,11 @@ class Tracer:
         return labels
 
     def consume(self, labels: Labels) -> None:
-        """Note that a rule has taken care of labels that are not labels of its output."""
+        """Record that a rule has handled labels that are not labels of its output."""
         self._handled.append(labels)
 
     def note_number(self, call: Call, labels: Labels, axis: int) -> None:
-        """Note that the code of a module contains the size of a labelled axis."""
+        """Record that the code of a module contains the size of a labeled axis."""
         self.numbers.append(NumberUse(call=call, labels=labels, axis=axis))
 
     def stop(self, reason: str) -> None:
@@ -217,11 +217,11 @@ class Tracer:
             self.pin(array, reason)
 
     def begin(self, call: Call) -> None:
-        """Set the current call, which reasons name, and forget which labels the rule of the last one took care of."""
+        """Set the current call, which reasons name, and forget which labels the rule of the previous call handled."""
         self._call, self._handled = call, []
 
     def end(self) -> None:
-        """Pin labels of the current call's inputs of which its rule has not taken care."""
+        """Pin labels of the current call's inputs that its rule has not handled."""
         assert self._call is not None
         inputs = [array.reshape(-1) for value in self._call.inputs for array in self.get_labels(value)]
         if inputs:

@@ -14,12 +14,12 @@ def trace(model: Any, example_inputs: Any = None) -> Graph:
     """Find which parts of a model's parameters can only be removed together.
 
     The indices of its parameters are followed through every operation: those that a torch model runs on the example
-    inputs, or those of the graph of a Keras model. An operation without a rule is a barrier: what reaches it is never
-    pruned, and the reason says where it is.
+    inputs, or those of the graph of a Keras model. An operation without a rule is a barrier: units that reach it are
+    never pruned, and the reason names its location.
 
     Args:
-        model: A torch module or a Keras model. It is not changed. A Keras model whose call method is written by hand
-            is a barrier as a whole.
+        model: A torch module or a Keras model. It is not changed. A Keras model with a custom call method is a barrier
+            as a whole.
         example_inputs: One batch: a tensor, a tuple of positional arguments, or a mapping of named ones. The batch
             should have at least two examples, and other sizes than the model's channels. A Keras model needs none,
             unless it accepts only some of the sizes that its inputs leave open.

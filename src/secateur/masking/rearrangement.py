@@ -1,4 +1,4 @@
-"""Rearrange masks: exchange pruned and kept units of a layer whose effects on the loss do not add up."""
+"""Rearrange masks: swap pruned and kept units of a layer whose effects on the loss do not add up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 __all__ = ["MAX_REARRANGED_UNITS", "rearrange_units"]
 
 MAX_REARRANGED_UNITS = 1 << 14
-"""Greatest number of units of a layer to rearrange, because the time grows with the square of this number."""
+"""Maximum number of units of a layer to rearrange, because the time grows with the square of this number."""
 
 TOLERANCE = 1e-12
 """Relative improvement below which units are not exchanged, so that rounding errors do not decide."""
@@ -24,8 +24,8 @@ def rearrange_units(gradients: Floats, keep: Flags, alive: Flags | None = None, 
 
     With the Fisher information of the masks of one layer, ``F = Σ g gᵀ`` over batches, pruning a set of units changes
     the loss by about ``½ Σ (Σ g of the set)²``. The ranking ignores products of different units, and so prunes units
-    whose effects add up. Here each kept unit, from the lowest ``Σ g²``, joins the pruned ones, and the unit leaves them
-    without which the sum is smallest. The number of pruned units does not change, and the sum never grows.
+    whose effects add up. Here each kept unit, from the lowest ``Σ g²``, joins the pruned ones, and the unit whose
+    return makes the sum smallest leaves them. The number of pruned units does not change, and the sum never grows.
 
     Args:
         gradients: Gradients of the loss with respect to the masks, of shape (batches, units).

@@ -1,4 +1,4 @@
-"""Round numbers of pruned units, so that groups keep numbers of units that their constraints allow."""
+"""Round the number of pruned units so that each group keeps a number of units that its constraints allow."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class KeepRule:
         return max(0, self.units - -(-self.minimum // self.step) * self.step)
 
     def round_down(self, count: int) -> int:
-        """Return the greatest possible number of units to prune that is at most `count`."""
+        """Return the largest possible number of units to prune that is at most `count`."""
         count = min(count, self.maximum)
         return max(0, self.units - -(-(self.units - count) // self.step) * self.step)
 
     def round_up(self, count: int) -> int:
-        """Return the least possible number of units to prune that is at least `count`; the maximum if there is none."""
+        """Return the smallest possible number of units to prune that is at least `count`, or else the maximum."""
         if count <= 0 or count >= self.maximum:
             return min(max(count, 0), self.maximum)
         return self.units - (self.units - count) // self.step * self.step
 
     def round_nearest(self, count: int) -> int:
-        """Return the possible number of units to prune that is nearest to `count`. Ties go to the lesser number."""
+        """Return the possible number of units to prune that is nearest to `count`. Ties go to the smaller number."""
         low, high = self.round_down(count), self.round_up(count)
         return low if count - low <= high - count else high
 
@@ -105,9 +105,9 @@ class RankedUnits:
         return float(self.ranking[start // parts : stop // parts].mean())
 
     def select(self, count: int) -> npt.NDArray[np.bool_]:
-        """Return one boolean per unit, ``False`` for the lowest `count`: of equals, the lower index is kept."""
+        """Return one boolean per unit, ``False`` for the lowest `count`. On ties, the lower index is kept."""
         keep = np.zeros(self.rule.units, dtype=bool).reshape(self.rule.parts, -1)
-        # Units that are already pruned are ranked below all others, also those with a score of -inf.
+        # Units that are already pruned are ranked below all others, including those with a score of -inf.
         order = np.lexsort((-self._by_part(self._values), ~self._by_part(self._alive)), axis=1)
         kept = (self.rule.units - count) // self.rule.parts
         np.put_along_axis(keep, order[:, :kept], values=True, axis=1)
@@ -122,14 +122,13 @@ def choose_counts(groups: Sequence[Ranking], total: int, bounds: Sequence[tuple[
     """Choose how many units each group loses, so that the sum is near to `total`.
 
     From their lower bounds, groups lose the units up to their next possible number, the units with the lowest mean
-    score first, as long as the sum does not exceed `total`. Then one group loses more if that is nearer to `total`. So
-    the sum differs from it by at most half of the smallest step that is left, unless all groups reach their upper
-    bounds.
+    score first, as long as the sum does not exceed `total`. Then one group loses more if that is closer to `total`. So
+    the sum differs from it by at most half of the smallest remaining step, unless all groups reach their upper bounds.
 
     Args:
-        groups: The groups. Of equal scores, later groups lose units first.
+        groups: The groups. On ties, later groups lose units first.
         total: Number of units to prune.
-        bounds: For each group, the least and the greatest number of units to prune.
+        bounds: For each group, the minimum and the maximum number of units to prune.
 
     Returns:
         For each group, the number of units to prune, within its bounds.

@@ -92,7 +92,7 @@ class PlannedGroup:
         unit_size: Weights that are pruned with each unit; 0 if the group is not pruned.
         members: The axes of parameters that contain the slices.
         target_sparsity: Target of the group, or of all groups that are ranked with it.
-        sparsity_range: Least and greatest share of units that the group can lose.
+        sparsity_range: Minimum and maximum share of units that the group can lose.
         is_global: Whether it is ranked with other groups.
         reason: Why it is not pruned; ``None`` if it is.
     """

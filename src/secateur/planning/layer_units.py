@@ -22,7 +22,7 @@ class LayerUnits:
         names: The names of the units, as in `BasePattern.units`.
         sizes: For each of them, the number of units and the weights of this layer in each unit.
         weights: Number of weights that belong to a unit.
-        sparsity_range: Least and greatest sparsity that the layer can have at the end.
+        sparsity_range: Minimum and maximum sparsity that the layer can have at the end.
     """
 
     names: tuple[str, ...]

@@ -90,7 +90,7 @@ class PlannedLayer:
         weights: Number of weights that belong to a unit.
         groups: Names of the groups that the units belong to, if these have slices in several layers.
         target_sparsity: Target of the layer, or of all layers that are ranked with it.
-        sparsity_range: Least and greatest sparsity that the layer can have at the end; equal if it is ranked alone.
+        sparsity_range: Minimum and maximum sparsity that the layer can have at the end; equal if it is ranked alone.
         reason: Why it stays dense; ``None`` if it is pruned.
     """
 

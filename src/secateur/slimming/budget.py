@@ -29,7 +29,7 @@ class SlimBudget:
 
     Attributes:
         quantity: ``"parameters"``, ``"flops"``, ``"bytes"`` or ``"latency"``.
-        value: Below 1, the share of the dense model's. Above 1, an absolute number of parameters, FLOPs or bytes. A
+        value: Below 1, the share of the dense model. Above 1, an absolute number of parameters, FLOPs or bytes. A
             latency is always a share, because it is compared with that of the dense model on the same machine.
 
     Raises:
@@ -56,7 +56,7 @@ class SlimBudget:
         if not _is_number(value) or value <= 0 or value == 1 or (value > 1 and self.quantity == "latency"):
             absolute = "" if self.quantity == "latency" else f", or an absolute number of {self.unit} above 1"
             raise ConfigError(
-                f"budget: {self.quantity!r} must be the share of the dense model's that may remain, above 0 and below "
+                f"budget: {self.quantity!r} must be the share of the dense model that may remain, above 0 and below "
                 f"1{absolute}, found {format_value(value)}."
             )
         object.__setattr__(self, "value", float(value))
@@ -70,7 +70,7 @@ class SlimBudget:
 
         Raises:
             UnknownNameError: The quantity is unknown.
-            ConfigError: The budget is no mapping with exactly one key, or its value is out of its range.
+            ConfigError: The budget is not a mapping with exactly one key, or its value is out of its range.
         """
         if isinstance(budget, SlimBudget):
             return budget
@@ -94,11 +94,7 @@ class SlimBudget:
         return QUANTITIES[self.quantity]
 
     def compute_target(self, dense: float) -> float:
-        """Return how much may remain, in the unit of the quantity.
-
-        Args:
-            dense: The dense model's.
-        """
+        """Return how much may remain of a dense model that needs `dense`, in the unit of the quantity."""
         return self.value * dense if self.is_share else self.value
 
     def __str__(self) -> str:
@@ -107,14 +103,14 @@ class SlimBudget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetResult(Record):
-    """How a budget was kept.
+    """How a budget was met.
 
     Attributes:
         quantity: What it limits; a key of `QUANTITIES`.
-        dense: The dense model's, in the unit of the quantity.
+        dense: The value of the dense model, in the unit of the quantity.
         target: What the budget allows.
-        promised: What was expected of the widths before they were measured.
-        measured: What the model with these widths was measured to need.
+        predicted: The estimate for the chosen widths before they were measured.
+        measured: The measured value of the model with these widths.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("share",)
@@ -122,20 +118,20 @@ class BudgetResult(Record):
     quantity: str
     dense: float
     target: float
-    promised: float
+    predicted: float
     measured: float
 
     @property
     def share(self) -> float:
-        """What was measured, as a share of the dense model's."""
+        """The measured value, as a share of that of the dense model."""
         return self.measured / self.dense
 
     def __str__(self) -> str:
-        target, promised = self.target / self.dense, self.promised / self.dense
+        target, predicted = self.target / self.dense, self.predicted / self.dense
         text = f"Budget: {self.quantity} at {target:.1%} of the dense model's {self._format(self.dense)}"
-        if self.promised == self.measured:
-            return f"{text}, kept at {self.share:.1%}."
-        return f"{text}, promised {promised:.1%}, measured {self.share:.1%}."
+        if self.predicted == self.measured:
+            return f"{text}, met at {self.share:.1%}."
+        return f"{text}, predicted {predicted:.1%}, measured {self.share:.1%}."
 
     def _format(self, amount: float) -> str:
         return f"{amount * 1e3:.3g} ms" if self.quantity == "latency" else f"{amount:,.0f}"

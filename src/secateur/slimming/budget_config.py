@@ -1,4 +1,4 @@
-"""The configuration under a budget: which units may go if the user does not say."""
+"""The configuration under a budget: which units may be removed by default."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_budget_config(config: ConfigLike | None, graph: Graph) -> PruningConfig
     if (target := next((value for value in settings if value is not None), None)) is not None:
         raise ConfigError(
             f"budget and target_sparsity={target} are two targets. Leave target_sparsity out of the configuration: the "
-            f"budget decides how much of each group goes."
+            f"budget decides how much of each group is removed."
         )
     return made.model_copy(update={"target_sparsity": TENTATIVE_SPARSITY, "pruning_scope": "local"})
 

@@ -1,4 +1,4 @@
-"""What a user asks to prune before units are removed."""
+"""The pruning that a user requests before units are removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PruneRequest:
         refine: Repairs the layers that read them.
         allocation: How the target is distributed over groups; ``None``: the default.
         budget: How much may remain; ``None``: the target of the configuration counts.
-        loss: The loss whose gradients say what matters; ``None``: the default.
+        loss: The loss whose gradients rank units; ``None``: the default.
         execution: Where and how a run with calibration data executes.
     """
 
@@ -40,7 +40,7 @@ class PruneRequest:
 
 
 def read_request(config: ConfigLike | None, budget: Any, options: dict[str, Any]) -> PruneRequest | None:
-    """Check the arguments of `secateur.slim`; ``None``: it only removes what is zero already.
+    """Check the arguments of `secateur.slim`; ``None``: it only removes units that are already zero.
 
     Args:
         config: See `PruneRequest`.
@@ -55,17 +55,19 @@ def read_request(config: ConfigLike | None, budget: Any, options: dict[str, Any]
     if config is None and budget is None:
         if given:
             raise ConfigError(
-                f"{given[0]} has no effect without a configuration or a budget: only units that are zero already are "
+                f"{given[0]} has no effect without a configuration or a budget: only units that are already zero are "
                 f"removed. Pass config='channels' with a target_sparsity, or budget={{'parameters': 0.8}}."
             )
         return None
     parsed = None if budget is None else SlimBudget.parse(budget)
     if parsed is not None and options["calibration"] is None:
         raise CalibrationError(
-            "A budget needs calibration data, which shows what each unit is worth. Pass calibration=batches, in the "
+            "A budget needs calibration data to estimate the loss of each unit. Pass calibration=batches, in the "
             "form that the model accepts."
         )
     if parsed is not None and options["allocation"] is not None:
-        raise ConfigError("budget and allocation contradict each other: a budget decides how much of each group goes.")
+        raise ConfigError(
+            "budget and allocation contradict each other: the budget decides how much of each group goes."
+        )
     solver = options["solver"] or ("magnitude" if options["calibration"] is None else "osscar")
     return PruneRequest(config=config, budget=parsed, **options | {"solver": solver})

@@ -20,7 +20,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Removal:
-    """The units that go, of all groups of a graph.
+    """The removed units, over all groups of a graph.
 
     Attributes:
         graph: The graph.
@@ -46,7 +46,7 @@ class Removal:
         return Removal(graph=self.graph, keep=keep)
 
     def list_removed(self, roles: Collection[Role]) -> dict[tuple[str, int], Indices]:
-        """Return the indices that go along each axis: (parameter, axis) → indices, sorted.
+        """Return the removed indices along each axis: (parameter, axis) → indices, sorted.
 
         Args:
             roles: The roles of the members to consider.

@@ -22,7 +22,7 @@ class SlimmedGroup(Row):
         units: Number of units before.
         zero_units: Units that nothing reads, because all weights that do are zero.
         removed_units: Units that were removed.
-        reason: Why zero units stay; empty if there are none.
+        reason: Why zero units were kept; empty if there are none.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -60,14 +60,14 @@ class SlimReport(Report):
 
     Attributes:
         groups: Every group of units.
-        barriers: Operations without a rule; units that reach them stay.
+        barriers: Operations without a rule; units that reach them are kept.
         weights_before: Number of parameters of the model before; shared parameters count once.
         weights: Number of parameters after.
         probe_difference: Largest difference of the outputs after noise in the weights of all removed units, relative to
             the largest output, or to 1 if all are smaller.
-        proof_difference: The same for the outputs of the slimmed model and those of the masked model, without groups
-            whose removal is not exact.
-        inexact_difference: The same with these groups; ``None``: none of them lost units.
+        proof_difference: The same between the outputs of the slimmed and the masked model, excluding groups whose
+            removal is not exact.
+        inexact_difference: The same including these groups; ``None``: none of them lost units.
         attributes: Module → its attributes that changed, such as ``out_features``, and their new values.
         branches: Modules that were removed as a whole, because their output is zero or a bias, by their names before.
         blocks: Blocks that were removed with all their branches, because they return their input.
@@ -75,9 +75,9 @@ class SlimReport(Report):
         is_configured: Whether the configuration of a transformers model describes all widths, so that
             ``save_pretrained`` and ``from_pretrained`` work. If not, save the model with `secateur.save`. ``None``: it
             is not a transformers model.
-        pruning: What was pruned before; ``None``: nothing.
-        budget: How the budget was kept; ``None``: there was none.
-        model: The slimmed model: a torch module is slimmed in place; of a Keras model, this is a new one.
+        pruning: What was pruned first; ``None``: nothing.
+        budget: How the budget was met; ``None``: there was none.
+        model: The slimmed model: a torch module is slimmed in place; for a Keras model, this is a new model.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("removed_units", "removed_share")
@@ -139,8 +139,8 @@ class SlimReport(Report):
             lines.append(str(self.budget))
         if not any(group.zero_units for group in self.groups):
             lines.append(
-                "No unit is zero: every unit has a weight that reads it and is not zero. Prune with the pattern "
-                "'channels' or 'heads' first; others, such as '1xchannel', leave the weights that read a unit."
+                "No unit is zero: every unit is read by a weight that is not zero. Prune with the pattern 'channels' "
+                "or 'heads' first; other patterns, such as '1xchannel', do not prune the weights that read a unit."
             )
         if self.removed_units:
             lines.append(

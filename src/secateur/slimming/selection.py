@@ -1,4 +1,4 @@
-"""Select the units that are removed: those that nothing reads, as far as the constraints of their group allow."""
+"""Select the units to remove: those that nothing reads, within the constraints of their group."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def check_members(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> None:
 
 
 def exclude_groups(graph: Graph, names: Iterable[str]) -> Graph:
-    """Give groups a reason to keep all units.
+    """Exclude groups, which then keep all units.
 
     Args:
         graph: The dependencies.
-        names: Names of groups, also as plans and pruning reports have them: ``"conv.channels"`` of the group ``conv``.
+        names: Names of groups, or their names in plans and pruning reports: ``"conv.channels"`` of the group ``conv``.
 
     Raises:
-        UnknownNameError: There is no group of a name.
+        UnknownNameError: There is no group with one of the names.
     """
     given = [names] if isinstance(names, str) else sorted({*names})
     known = {group.name: group.name for group in graph.groups}
@@ -79,7 +79,7 @@ def exclude_groups(graph: Graph, names: Iterable[str]) -> Graph:
 
 
 def explain_obstacle(group: Group, *, allow_inexact: bool = False) -> str | None:
-    """Return why no unit of a group can be removed, whatever its weights are; ``None``: units can be.
+    """Return why no unit of a group can be removed, regardless of its weights; ``None``: units can be.
 
     Args:
         group: The group.
@@ -90,19 +90,19 @@ def explain_obstacle(group: Group, *, allow_inexact: bool = False) -> str | None
     if group.inexact is not None and not allow_inexact:
         return f"removal is not exact: {group.inexact}"
     if not any(member.role is Role.CONSUMER for member in group.members):
-        return "no parameter reads its units, so that zeros do not show which are unused"
+        return "no parameter reads its units, so zeros do not show which of them are unused"
     return None
 
 
 def select_kept(group: Group, is_zero: Flags, *, minimum: int = 0) -> Flags:
-    """Select the units that stay: all that are not zero, and the fewest others that the constraints require.
+    """Select the units to keep: all that are not zero, and as few others as the constraints allow.
 
-    Of the zero units, those with the lowest indices stay.
+    Of the zero units, those with the lowest indices are kept.
 
     Args:
         group: The group.
         is_zero: Whether nothing reads a unit, of shape (units,).
-        minimum: How many units to keep at least, in addition to the constraints.
+        minimum: Minimum number of units to keep, in addition to the constraints.
 
     Returns:
         One boolean per unit, ``True`` = kept; at least one is.
@@ -135,10 +135,10 @@ def select_kept(group: Group, is_zero: Flags, *, minimum: int = 0) -> Flags:
 
 
 def equalize_widths(groups: Sequence[Group], zeros: Sequence[Flags], keep: Sequence[Flags]) -> list[Flags]:
-    """Keep zero units so that groups of the same kind keep equally many.
+    """Keep zero units so that groups of the same kind keep the same number.
 
-    Groups are of the same kind if they have as many units, and the same members except for the numbers in the names,
-    such as those of layers.
+    Groups are of the same kind if they have the same number of units, and the same members except for the numbers in
+    the names, such as those of layers.
 
     Args:
         groups: The groups.
@@ -163,8 +163,8 @@ def feeds_groups(graph: Graph, number: int, others: Collection[int]) -> bool:
 
     Args:
         graph: The graph.
-        number: Number of the group.
-        others: Numbers of the other groups.
+        number: Index of the group.
+        others: Indices of the other groups.
     """
     readers = {member.parameter for member in graph.groups[number].members if member.role is Role.CONSUMER}
     return any(
@@ -193,13 +193,13 @@ def _get_kind(group: Group) -> object:
 def select_removal(
     graph: Graph, zeros: Sequence[Flags], obstacles: Sequence[str | None], *, is_uniform: bool
 ) -> Removal:
-    """Select the units that go, of all groups without an obstacle.
+    """Select the units to remove, over all groups without an obstacle.
 
     Args:
         graph: The graph.
         zeros: For each group, whether nothing reads a unit.
         obstacles: For each group, why no unit can be removed; ``None``: units can be.
-        is_uniform: Whether groups of the same kind keep equally many.
+        is_uniform: Whether groups of the same kind keep the same number of units.
     """
     keep = [
         select_kept(group, is_zero) if obstacle is None else np.ones(group.units, dtype=bool)
@@ -217,10 +217,10 @@ def describe_groups(
     """Yield what happened to each group, for the report.
 
     Args:
-        removal: The units that went.
+        removal: The removed units.
         zeros: For each group, whether nothing reads a unit.
         obstacles: For each group, why no unit can be removed; ``None``: units can be.
-        reasons: Why groups that nothing reads are not removed as a whole, by their numbers.
+        reasons: Why groups that nothing reads are not removed as a whole, by their indices.
     """
     for number, (group, keep) in enumerate(zip(removal.graph.groups, removal.keep, strict=True)):
         obstacle = obstacles[number] if keep.any() else None

@@ -1,4 +1,4 @@
-"""Solvers: choose which weights of a layer stay, and with which values. Needs torch.
+"""Solvers: choose which weights of a layer are kept, and with which values. Needs torch.
 
 A `Solver` gets a `Problem`, the weights of layers that read the same inputs, and returns a `Solution`. A `UnitSolver`
 gets a `UnitProblem`, the layers that read the channels or heads of a group, and returns a `RemovalPath`.

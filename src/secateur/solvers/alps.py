@@ -49,7 +49,7 @@ class ALPS(Solver):
 
     Attributes:
         iterations: Maximum number of iterations, ≥ 1.
-        settled: Stop when at most this share of the kept weights changes within two iterations, ≥ 0.
+        tolerance: Stop when at most this share of the kept weights changes within two iterations, ≥ 0.
         refinement: Iterations of conjugate gradients on the support, ≥ 0.
 
     Raises:
@@ -69,16 +69,16 @@ class ALPS(Solver):
     """
 
     iterations: int = 300
-    settled: float = 0.01
+    tolerance: float = 0.01
     refinement: int = 4
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "gram"
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or not self.settled >= 0 or self.refinement < 0:
+        if self.iterations < 1 or not self.tolerance >= 0 or self.refinement < 0:
             raise ConfigError(
-                f"iterations must be at least 1, settled and refinement at least 0, found {self.iterations}, "
-                f"{self.settled} and {self.refinement}."
+                f"iterations must be at least 1, tolerance and refinement at least 0, found {self.iterations}, "
+                f"{self.tolerance} and {self.refinement}."
             )
 
     def solve(self, problem: Problem) -> Solution:
@@ -112,7 +112,7 @@ class ALPS(Solver):
             if iteration % RHO_INTERVAL == 0:
                 kept_count = int(keep_GRF.count_nonzero())
                 changed_count = int((keep_GRF & ~last_GRF).count_nonzero())
-                if changed_count <= self.settled * kept_count:
+                if changed_count <= self.tolerance * kept_count:
                     break
                 rho *= next(factor for share, factor in GROWTH if changed_count >= share * kept_count)
                 inverse_GFF, last_GRF = _invert_shifted(gram_GFF, rho), keep_GRF

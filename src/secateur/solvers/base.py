@@ -43,12 +43,12 @@ class Solver(ABC):
 class UnitSolver(ABC):
     """Selects the units of a group to remove: channels, neurons or heads, with their slices in several layers.
 
-    A method that solves both kinds of problems is one class that derives from `Solver` too.
+    A method that solves both kinds of problems is one class that also derives from `Solver`.
 
     Attributes:
         unit_needs: The statistics it needs: nothing, the norm of each input feature of the consumers, their Gram
             matrix, or the gradients of the loss with respect to masks of the units.
-        repair_needs: What `update_consumer` needs besides: nothing, or the Gram matrix.
+        repair_needs: What `update_consumer` needs in addition: nothing, or the Gram matrix.
     """
 
     unit_needs: ClassVar[Literal["nothing", "norms", "gram", "gradients"]]
@@ -63,7 +63,7 @@ class UnitSolver(ABC):
         """
 
     def select_units(self, problem: UnitProblem, path: RemovalPath, removed: int) -> torch.Tensor:
-        """Return the mask of the units that stay, of shape (U,) on the CPU, if `removed` units go.
+        """Return the mask of the kept units, of shape (U,) on the CPU, after `removed` units are removed.
 
         The default removes the first ones of the path. Override it to improve the selection for this number.
         """
@@ -71,10 +71,10 @@ class UnitSolver(ABC):
         return path.keep(removed)
 
     def update_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor) -> ConsumerUpdate:
-        """Return the new values of a layer that reads the units; the default keeps those of the units that stay.
+        """Return the new values of a layer that reads the units; the default keeps those of the kept units.
 
         Args:
             consumer: The layer, with statistics of its inputs in the model whose earlier layers are pruned already.
-            keep_U: The mask of the units that stay, on the device of the weights.
+            keep_U: The mask of the kept units, on the device of the weights.
         """
         return ConsumerUpdate(weight=consumer.weight * consumer.mask_features(keep_U))

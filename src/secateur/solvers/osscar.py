@@ -16,7 +16,7 @@ from secateur.solvers.ziplm import ZipLM
 __all__ = ["OSSCAR"]
 
 MAX_EXCHANGED_UNITS = 512
-"""Greatest number of units of a group to exchange. Of 1536 neurons, exchanges reduced the loss by less than 0.02 %."""
+"""Maximum number of units of a group to exchange. Of 1536 neurons, exchanges reduced the loss by less than 0.02 %."""
 
 
 @register_solver("osscar")
@@ -26,10 +26,10 @@ class OSSCAR(ZipLM):
 
     With ``H = Xᵀ X + λ diag(Xᵀ X)``, the fit without the units P loses ``tr(W_:P [(H⁻¹)_PP]⁻¹ W_:Pᵀ)``, summed over all
     layers that read them. The path removes units greedily, as in `ZipLM`. For a given number of units, removed units
-    are then exchanged for kept ones, each time the pair with the least exact loss of all pairs, until the loss does not
-    fall or `exchanges` are made. In small groups of correlated units, this removes most of the distance to the best
+    are then exchanged for kept ones, each time the pair with the lowest exact loss, until the loss no longer falls or
+    `exchanges` pairs were exchanged. In small groups of correlated units, this removes most of the distance to the best
     selection; in groups of more than `MAX_EXCHANGED_UNITS`, greedy selections are almost always optimal in this sense,
-    so they stay. `fit_kept_features` computes the weights of the units that stay.
+    so they stay. `fit_kept_features` computes the weights of the kept units.
 
     Layers with a bias use the scatter matrix of their inputs, because the bias compensates for the mean.
 

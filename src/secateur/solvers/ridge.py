@@ -1,6 +1,6 @@
-"""Ridge regression that repairs the layers that read pruned units.
+"""Repair the layers that read pruned units by ridge regression.
 
-Legend: R rows (output channels), F input features, S features that stay, P pruned features.
+Legend: R rows (output channels), F input features, S kept features, P pruned features.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ ROUNDING = 1e-6
 """Share of the energy of a feature below which its variance is a rounding error of float32 sums."""
 
 MIN_DAMPING = 0.01
-"""Least damping that is chosen."""
+"""Minimum damping that is chosen."""
 
 NOISE = 3.0
-"""Damping times tokens per feature with the least error on held-out text, within 2 %, in layers of SmolLM2-135M."""
+"""Damping times tokens per feature with the lowest error on held-out text, within 2 %, in layers of SmolLM2-135M."""
 
 
 def center_gram(consumer: UnitConsumer) -> torch.Tensor:
     """Return the Gram matrix that errors of a layer are measured with, in float64, of shape (F, F).
 
-    A bias compensates for the mean of an error, so of a layer that has one this is the scatter matrix,
-    ``Xᵀ X − rows · μ μᵀ``. Features that it cannot tell from constants have zero rows and columns.
+    A bias compensates for the mean of an error, so for a layer with a bias this is the scatter matrix, ``Xᵀ X − rows ·
+    μ μᵀ``. Features that cannot be distinguished from constants have zero rows and columns.
 
     Args:
         consumer: The layer, with its Gram matrix.
@@ -52,7 +52,7 @@ def center_gram(consumer: UnitConsumer) -> torch.Tensor:
 
 
 def damp_features(gram_FF: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a copy with each diagonal element multiplied by ``1 + share``; by 1, if an element is zero.
+    """Return a copy with each diagonal element multiplied by ``1 + share``; zero elements become 1.
 
     So features of any scale are damped alike, as if each had independent noise with `share` of its energy.
     """
@@ -75,7 +75,7 @@ def choose_damping(consumer: UnitConsumer, damping: float | None) -> float:
 
 
 def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: float | None) -> ConsumerUpdate:
-    """Fit the weights of the units that stay, and the bias, to the dense outputs of a layer.
+    """Fit the weights of the kept units, and the bias, to the dense outputs of a layer.
 
     Of all weights that are zero for the removed units, the result W' minimizes
     ``‖X (W' − W)ᵀ‖² + λ Σ_j ‖X_:j‖² ‖W'_:j − W_:j‖²``. With ``H = Xᵀ X`` this is
@@ -85,7 +85,7 @@ def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: flo
 
     Args:
         consumer: The layer, with its Gram matrix.
-        keep_U: The mask of the units that stay.
+        keep_U: The mask of the kept units.
         damping: λ, > 0; ``None``: see `choose_damping`.
 
     Raises:

@@ -20,14 +20,14 @@ PENDING = 64
 """Features whose corrections of the matrices are applied together, in one product."""
 
 TIE = 1e-9
-"""Relative difference of losses that counts as none, so that rounding errors do not decide which unit is removed."""
+"""Relative difference below which losses count as equal, so that rounding errors do not decide which unit to remove."""
 
 
 def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
-    """Remove all units, each time the one with the least loss of those whose part may lose one.
+    """Remove all units, each time the one with the lowest loss of those whose part may lose one.
 
     The inverses and weights of all layers are corrected after each removal, so each loss is the exact one without all
-    units removed so far. Of equals, the lower index is kept.
+    units removed so far. On ties, the lower index is kept.
 
     Args:
         losses: The losses of the layers that read the units, at least one.
@@ -60,7 +60,7 @@ def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
 
 
 def _find_last_least(scores: torch.Tensor) -> int:
-    """Return the last index of the least score, or of one that only differs by a rounding error."""
+    """Return the last index of the lowest score, or of one that only differs by a rounding error."""
     limit = scores.min() * (1 + TIE)
     return len(scores) - 1 - int((scores <= limit).flip(0).int().argmax())
 

@@ -1,4 +1,4 @@
-"""Exchange removed for kept units as long as the error of the layers that read them falls.
+"""Swap removed and kept units while this reduces the error of the layers that read them.
 
 Legend: P removed and S kept units, W features per unit, I = P · W and K = S · W features of these.
 """
@@ -22,14 +22,14 @@ MAX_ELEMENTS = 1 << 24
 
 
 def exchange_units(losses: Sequence[UnitLoss], rule: KeepRule, keep_U: torch.Tensor, limit: int) -> torch.Tensor:
-    """Exchange pairs of units while the loss falls, each time the best pair of all, and return the new mask.
+    """Swap the best pair of units while the loss falls, and return the new mask.
 
-    The loss of each pair is the exact one: that of the least-squares fit of all layers without the removed units.
+    The loss of each pair is exact: that of the least-squares fit of all layers without the removed units.
 
     Args:
         losses: The losses of the layers that read the units, at least one.
         rule: The parts within which units are exchanged.
-        keep_U: The mask of the units that stay.
+        keep_U: The mask of the kept units.
         limit: Maximum number of exchanges.
     """
     device = losses[0].inverse.device
@@ -51,12 +51,12 @@ def exchange_units(losses: Sequence[UnitLoss], rule: KeepRule, keep_U: torch.Ten
 
 
 class _Neighbourhood:
-    """What each exchange of a removed for a kept unit changes in the loss of one layer.
+    """The change in the loss of one layer for each swap of a removed and a kept unit.
 
-    With ``Γ = [B_II]⁻¹`` and ``D = -B_KI Γ``, the weights fitted without the removed units are
-    ``W_:K + W_:I Dᵀ``, and the inverse of the Gram matrix of K is ``B_KK + D B_IK``. Unit p returns with the weights
-    ``w_p = W_:I Γ_:p [Γ_pp]⁻¹``, which changes the weights of unit s by ``-w_p D_spᵀ`` and its inverse by
-    ``D_sp [Γ_pp]⁻¹ D_spᵀ``. Then s is removed with the weights it has.
+    With ``Γ = [B_II]⁻¹`` and ``D = -B_KI Γ``, the weights fitted without the removed units are ``W_:K + W_:I Dᵀ``, and
+    the inverse of the Gram matrix of K is ``B_KK + D B_IK``. Unit p is restored with the weights ``w_p = W_:I Γ_:p
+    [Γ_pp]⁻¹``, which changes the weights of unit s by ``-w_p D_spᵀ`` and its inverse by ``D_sp [Γ_pp]⁻¹ D_spᵀ``. Then s
+    is removed with the weights it has.
     """
 
     def __init__(self, loss: UnitLoss, removed_P: torch.Tensor, kept_S: torch.Tensor) -> None:
@@ -81,7 +81,7 @@ class _Neighbourhood:
         self.returned_PWW = self.solved_PWW @ returned_PWW @ self.solved_PWW
 
     def changes(self) -> torch.Tensor:
-        """Return how much the loss changes if unit p returns and unit s goes, of shape (P, S)."""
+        """Return how much the loss changes if unit p is restored and unit s is removed, of shape (P, S)."""
         return torch.cat(list(self._iter_changes()))
 
     def _iter_changes(self) -> Iterator[torch.Tensor]:

@@ -22,7 +22,7 @@ __all__ = ["UnitLoss", "build_unit_losses"]
 
 @dataclass(frozen=True)
 class UnitLoss:
-    """What the error of one layer depends on. Features are ordered by unit, and each unit has as many.
+    """What the error of one layer depends on. Features are ordered by unit, and each unit has the same number of them.
 
     Attributes:
         inverse: B, the inverse of the damped Gram matrix, restricted to the features of units, float64, of shape
@@ -76,7 +76,7 @@ def _build_unit_loss(consumer: UnitConsumer, units: int, damping: float | None) 
 
 
 def _order_by_unit(unit_of_F: torch.Tensor, units: int) -> tuple[torch.Tensor, int]:
-    """Return the features of each unit in turn, each padded with -1 to the greatest number, and this number."""
+    """Return the features of each unit in turn, padded with -1 to the largest number of features, and this number."""
     order = unit_of_F.argsort(stable=True)
     order = order[int((unit_of_F < 0).sum()) :]
     counts_U = torch.bincount(unit_of_F[order], minlength=units)

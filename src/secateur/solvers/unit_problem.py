@@ -29,8 +29,8 @@ class UnitConsumer:
         means: Mean of each input feature, of shape (F,); ``None``: unknown.
         rows: Number of tokens, or output positions of a convolution, that the statistics are of.
         has_bias: Whether the layer has a bias, which can compensate for the mean of what is removed.
-        importance: How much an error of each output weighs: the mean square of the gradient of the loss with respect to
-            it, of shape (R,); ``None``: all errors weigh the same.
+        importance: Weight of the error of each output: the mean square of the gradient of the loss with respect to it,
+            of shape (R,); ``None``: all errors weigh the same.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ConsumerUpdate:
 
 @dataclass(frozen=True, kw_only=True)
 class UnitProblem:
-    """Find the units of a group that can be removed with the least loss.
+    """Find the units of a group that can be removed with the lowest loss.
 
     Attributes:
         name: Name of the group.
@@ -107,9 +107,9 @@ class RemovalPath:
     Attributes:
         order: All units, the first to be removed first, int64, of shape (U,).
         losses: Loss after the removal of the first k units, of shape (U + 1,); the first is 0, and they never decrease.
-            Of a solver that measures errors, it is the error of the consumers' outputs, summed over tokens and weighted
-            by `UnitConsumer.importance`. It is comparable within a group, and of solvers that measure errors also
-            between groups.
+            For a solver that measures errors, it is the error of the consumers' outputs, summed over tokens and
+            weighted by `UnitConsumer.importance`. Losses are comparable within a group, and for solvers that measure
+            errors also between groups.
     """
 
     order: torch.Tensor

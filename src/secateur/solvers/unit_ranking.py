@@ -13,7 +13,7 @@ __all__ = ["rank_by_score", "sum_by_unit"]
 def rank_by_score(problem: UnitProblem, scores_U: torch.Tensor) -> RemovalPath:
     """Remove the units with the lowest scores first; the loss is the sum of the scores.
 
-    Of equal scores, the lower index is kept. Negative scores count as no loss.
+    On ties, the lower index is kept. Negative scores count as no loss.
 
     Args:
         problem: The problem.

@@ -24,9 +24,9 @@ class ZipLM(UnitSolver):
     """Remove units greedily by the error of the layers that read them, after their other weights were fitted.
 
     With ``H = Xᵀ X + λ diag(Xᵀ X)``, removing unit u adds ``tr(W_:u [(H⁻¹)_uu]⁻¹ W_:uᵀ)``, summed over all layers that
-    read it. The unit with the lowest sum goes, H⁻¹ and W are corrected by block elimination, and so on. Layers with a
-    bias use the scatter matrix of their inputs, because the bias compensates for the mean. `fit_kept_features` computes
-    the weights of the units that stay.
+    read it. The unit with the lowest sum is removed, H⁻¹ and W are corrected by block elimination, and so on. Layers
+    with a bias use the scatter matrix of their inputs, because the bias compensates for the mean. `fit_kept_features`
+    computes the weights of the kept units.
 
     Attributes:
         damping: λ, > 0; ``None``: 3 features per calibration token, in [0.01, 1], because few tokens need more.

@@ -298,10 +298,10 @@ def test_the_target_is_at_most_what_is_allowed(
         (
             None,
             {"pruning_frequence": 4},
-            "WeightPruningConfig: ignored keys without a meaning: 'pruning_frequence' (Did",
+            "WeightPruningConfig: unknown keys are ignored: 'pruning_frequence' (Did",
         ),
-        ([{"op_name": ["a"]}], {}, "pruning_configs[0]: ignored keys without a meaning: 'op_name' (Did you mean"),
-        ([{}, {"patern": "4x1"}], {}, "pruning_configs[1]: ignored keys without a meaning: 'patern' (Did you mean"),
+        ([{"op_name": ["a"]}], {}, "pruning_configs[0]: unknown keys are ignored: 'op_name' (Did you mean"),
+        ([{}, {"patern": "4x1"}], {}, "pruning_configs[1]: unknown keys are ignored: 'patern' (Did you mean"),
     ],
 )
 def test_unknown_keys_are_ignored_with_a_warning(

@@ -81,7 +81,7 @@ def test_models_without_attention_are_left_as_they_are(caplog: pytest.LogCapture
     pruning = prepare_pruning(model, WeightPruningConfig([{"pattern": "mha"}], end_step=4), optimizer)
     pruning.on_train_begin()
     assert pruning.pruners[0].head_masks == {}
-    assert "prunes nothing: the model has no attention whose heads are known" in caplog.text
+    assert "prunes nothing: no attention layer with known heads was found" in caplog.text
 
 
 def batches_of_tokens(count: int) -> list[dict[str, torch.Tensor]]:

@@ -151,7 +151,7 @@ def _assign_tensors(model: nn.Module, artifact: Artifact) -> None:
 
 
 def _replace_tensors(model: nn.Module, values: Mapping[int, torch.Tensor]) -> None:
-    """Replace parameters and buffers, by the id of the present ones."""
+    """Replace parameters and buffers, by the id of the current ones."""
     for module in model.modules():
         registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for registry in registries:

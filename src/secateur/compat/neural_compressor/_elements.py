@@ -1,4 +1,4 @@
-"""Complete the elements of ``pruning_configs``, and find their layers by name."""
+"""Complete the entries of ``pruning_configs``, and find their layers by name."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Layer(NamedTuple):
         name: Name in the model.
         kind: Class name.
         is_output: Whether it is the model's classifier or language-model head.
-        has_heads: Whether it is a projection of attention whose heads are known.
+        has_heads: Whether it is a projection of an attention layer whose heads are known.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Layer(NamedTuple):
 
 
 def complete_element(element: Mapping[str, Any], common: Mapping[str, Any]) -> DotDict:
-    """Complete an element with the common keys and the defaults; ``None`` counts as not given.
+    """Complete an element with the common keys and the defaults; ``None`` counts as missing.
 
     Keys in ``parameters`` count as keys of the element.
 
@@ -79,10 +79,10 @@ def complete_element(element: Mapping[str, Any], common: Mapping[str, Any]) -> D
 
 
 def warn_of_unknown_keys(settings: Mapping[str, Any], where: str) -> None:
-    """Log a warning that names the keys that have no meaning; they are ignored."""
+    """Log a warning that names the unknown keys, which are ignored."""
     unknown = [_add_suggestion(str(key), DEFAULTS) for key in settings if key not in DEFAULTS]
     if unknown:
-        logger.warning("%s: ignored keys without a meaning: %s", where, format_list(unknown))
+        logger.warning("%s: unknown keys are ignored: %s", where, format_list(unknown))
 
 
 def prunes_heads(element: Mapping[str, Any]) -> bool:
@@ -137,12 +137,12 @@ def match_layers(
 
 
 def _match_attention(layers: Sequence[Layer], where: str) -> list[str]:
-    """Return the projections of all attention in the model, whatever the names in the element are."""
+    """Return the projections of all attention layers of the model, regardless of the names in the element."""
     matched = [layer.name for layer in layers if layer.has_heads]
     if not matched:
         logger.warning(
-            "%s prunes nothing: the model has no attention whose heads are known. Pass dataloader to prepare_pruning, "
-            "so that they are found by running the model.",
+            "%s prunes nothing: no attention layer with known heads was found. Pass dataloader to prepare_pruning to "
+            "find heads by running the model.",
             where,
         )
     return matched

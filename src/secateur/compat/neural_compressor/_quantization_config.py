@@ -41,7 +41,7 @@ class QuantizationAwareTrainingConfig:
         self.op_name_dict = dict(op_name_dict or {})
         self.op_type_dict = dict(op_type_dict or {})
         if ignored:
-            logger.warning("QuantizationAwareTrainingConfig ignores %s: torchao quantizes.", ", ".join(ignored))
+            logger.warning("QuantizationAwareTrainingConfig ignores %s, because torchao quantizes.", ", ".join(ignored))
 
     def is_quantized(self, name: str, kind: str) -> bool:
         """Whether a linear layer is quantized.

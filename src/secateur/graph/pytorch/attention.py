@@ -1,4 +1,4 @@
-"""Find attention heads in a torch model, by the names and shapes of its projections."""
+"""Find the attention heads of a torch model by the names and shapes of its projections."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Layer(NamedTuple):
 
 
 def find_heads(model: nn.Module) -> list[Group]:
-    """Return one group per attention: its heads, or its key/value heads with their query heads.
+    """Return one group per attention module: its heads, or its key/value heads with their query heads.
 
     Attention is a module with a query, a key and a value projection, and an output projection in it or beside it; or a
     ``MultiheadAttention``. The size of a head, or the number of heads, is an attribute of the module.

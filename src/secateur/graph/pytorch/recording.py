@@ -54,7 +54,7 @@ class _CallRecorder(TorchDispatchMode):
 
     Attributes:
         program: The program.
-        values: Tensor → its value. Tensors that nothing refers to any more are dropped.
+        values: Tensor → its value. Tensors that are no longer referenced are dropped.
         modules: Names of the modules whose code runs, the innermost last.
     """
 

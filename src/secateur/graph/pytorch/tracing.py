@@ -71,7 +71,7 @@ def record(model: nn.Module, example_inputs: Any) -> Program:
 def split_inputs(model: nn.Module, example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the positional and the named arguments of a call of the model.
 
-    Caches of language models are turned off, because a model that returns them cannot lose heads.
+    The cache of language models is disabled, because the heads of a model that returns it cannot be pruned.
     """
     if example_inputs is None:
         raise CalibrationError("example_inputs must be arguments of the model, found None. Pass one batch.")

@@ -194,7 +194,7 @@ def run_jobs(jobs: Sequence[LayerJob], team: Team) -> JobResult:
 
 
 def assign_costs(costs: Sequence[int], ranks: int) -> list[int]:
-    """Assign jobs to ranks so that the largest sum of costs is small: the largest job first, to the rank with least.
+    """Assign jobs to ranks so that the largest sum of costs is small: each job to the least loaded rank, largest first.
 
     Returns:
         The rank of each job.

@@ -1,4 +1,4 @@
-"""Slim a Keras model: prune it if asked to, and build it again without the units that nothing reads, with proof."""
+"""Slim a Keras model: prune it if requested, rebuild it without the units that nothing reads, and verify the result."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def slim(
 
     Args:
         model: The model.
-        request: How to prune before; ``None``: only remove what is zero already.
+        request: How to prune the model first; ``None``: only remove units that are already zero.
         example_inputs: See `secateur.slim`, as for all other arguments.
         optimizer: Must be ``None``.
         graph: The dependencies.
         exclude: Names of groups.
         allow_inexact: Whether outputs may change.
-        mode: Which zero units go.
+        mode: Which zero units are removed.
     """
     if optimizer is not None:
         raise ConfigError("optimizer must be None for a Keras model. Compile the slimmed model with a new optimizer.")
     if not isinstance(model, keras.Model) or find_function(model) is None:
         raise UnsupportedModelError(
-            f"The model must be Sequential or functional, so that it can be built again with other sizes, found "
+            f"The model must be Sequential or functional, so that it can be rebuilt with other sizes, found "
             f"{type(model).__name__}."
         )
     if graph is None:
@@ -89,7 +89,7 @@ def _prune(model: keras.Model, request: PruneRequest, graph: Graph) -> PruningRe
 
 @contextmanager
 def _keep_weights(model: keras.Model) -> Iterator[None]:
-    """Give the model its present weights back after this context."""
+    """Restore the current weights of the model after this context."""
     weights = model.get_weights()
     try:
         yield

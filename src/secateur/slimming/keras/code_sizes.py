@@ -1,4 +1,4 @@
-"""Find the numbers in the operations of a Keras model that change with the units that go."""
+"""Find the numbers in the operations of a Keras model that depend on the number of units."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from secateur.slimming.removal import Flags, Removal
 __all__ = ["CodeSizes", "Rebuilt", "copy_operation", "summarize_error"]
 
 MAX_LENGTH = 300
-"""Characters of an error of Keras that are shown."""
+"""Maximum length of a quoted Keras error, in characters."""
 
 Rebuilt: TypeAlias = Any
 """A layer, an operation, or a function that is called in its place."""
 
 
 class CodeSizes:
-    """The numbers in a model, such as the shape of a reshape, after units went.
+    """The numbers in a model after a removal, such as the shape of a reshape.
 
     Args:
         program: The operations of the model.
         tracer: The labels of all tensors in it.
-        removal: The units that go.
+        removal: The units to remove.
     """
 
     def __init__(self, program: Program, tracer: Tracer, removal: Removal) -> None:
@@ -73,14 +73,14 @@ class CodeSizes:
         return [tuple(None if size == -1 else size for size in shape) for shape in found.pop()] if found else declared
 
     def rebuild_operation(self, operation: keras.Operation) -> Rebuilt:
-        """Return an operation of ``keras.ops`` with the new numbers, which is called with the old arguments."""
+        """Return a ``keras.ops`` operation with the new numbers, to be called with the old arguments."""
         for call in self._calls.get(id(operation), []):
             if call.operation in REBUILDERS:
                 return REBUILDERS[call.operation](self, call)
         return copy_operation(operation)
 
     def find_kept(self, value: Value, axis: int) -> Flags:
-        """Return which indices of a tensor stay along one axis."""
+        """Return which indices of a tensor are kept along one axis."""
         for labels in self._tracer.get_labels(value):
             if labels.shape[axis] > 1:
                 along = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
@@ -89,7 +89,7 @@ class CodeSizes:
         return np.ones(value.shape[axis], dtype=bool)
 
     def _shrink(self, value: Value | None, shape: Sequence[int | None]) -> tuple[int, ...]:
-        """Return the shape that a tensor has then; sizes that are open stay open."""
+        """Return the new shape of a tensor; sizes that are open stay open."""
         assert value is not None
         sizes = enumerate(shape)
         return tuple(-1 if size in (-1, None) else int(self.find_kept(value, axis).sum()) for axis, size in sizes)
@@ -159,11 +159,11 @@ REBUILDERS: dict[str, Callable[[CodeSizes, Call], Rebuilt]] = {
     "keras.ops.slice": CodeSizes.rebuild_slice,
     "keras.ops.get_item": CodeSizes.rebuild_get_item,
 }
-"""Operation that has sizes among its settings → how to create it with new ones."""
+"""Operation with sizes among its settings → how to create it with new ones."""
 
 
 def copy_operation(operation: keras.Operation, config: dict[str, Any] | None = None) -> keras.Operation:
-    """Create an operation or a layer again from its configuration, or from a changed one.
+    """Recreate an operation or a layer from its configuration, or from a changed one.
 
     Raises:
         LayerError: Its configuration does not describe it.
@@ -175,7 +175,7 @@ def copy_operation(operation: keras.Operation, config: dict[str, Any] | None = N
         created = type(operation).from_config(config)
     except Exception as error:
         raise LayerError(
-            f"{operation.name!r} cannot be created again from its configuration: {summarize_error(error)} "
+            f"{operation.name!r} cannot be recreated from its configuration: {summarize_error(error)} "
             f"Write get_config and from_config, and register functions and classes with "
             f"keras.saving.register_keras_serializable."
         ) from error

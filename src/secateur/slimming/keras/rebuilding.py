@@ -1,4 +1,4 @@
-"""Build a Keras model again with other sizes."""
+"""Rebuild a Keras model with other sizes."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Attributes = dict[str, dict[str, int | Shape]]
 
 
 def rebuild_model(model: keras.Model, removal: Removal, sizes: CodeSizes) -> tuple[keras.Model, Attributes]:
-    """Build a model without the units that go, with the weights of the others.
+    """Build a model without the removed units, with the weights of the others.
 
     Args:
         model: A Sequential or functional model. It is not changed.
-        removal: The units that go.
+        removal: The units to remove.
         sizes: The numbers in its operations.
 
     Returns:
         The new model, which is not compiled, and the settings of its layers that changed.
 
     Raises:
-        LayerError: A layer cannot be built again, or its weights would not have the sizes that the units leave.
+        LayerError: A layer cannot be rebuilt, or its weights would not fit the kept units.
     """
     arrays = {name: cut_array(read_array(item), name, removal) for name, item in name_variables(model).items()}
     rebuilder = _Rebuilder(model, {name: array.shape for name, array in arrays.items()}, sizes)
@@ -43,7 +43,7 @@ def rebuild_model(model: keras.Model, removal: Removal, sizes: CodeSizes) -> tup
     except LayerError:
         raise
     except Exception as error:
-        raise LayerError(f"the model cannot be built again with these sizes: {summarize_error(error)}") from error
+        raise LayerError(f"the model cannot be rebuilt with these sizes: {summarize_error(error)}") from error
     _load_weights(rebuilt, arrays)
     return rebuilt, rebuilder.attributes
 
@@ -56,14 +56,14 @@ def _load_weights(model: keras.Model, arrays: Mapping[str, Any]) -> None:
     for name, variable in variables.items():
         if tuple(variable.shape) != arrays[name].shape:
             raise LayerError(
-                f"{name!r} would have shape {tuple(variable.shape)} in the rebuilt model, but the units that stay need "
+                f"{name!r} would have shape {tuple(variable.shape)} in the rebuilt model, but the kept units need "
                 f"{arrays[name].shape}. No setting of its layer describes this"
             )
         variable.assign(arrays[name])
 
 
 class _Rebuilder:
-    """Builds layers and models again."""
+    """Rebuilds layers and models."""
 
     def __init__(self, model: keras.Model, shapes: Mapping[str, Shape], sizes: CodeSizes) -> None:
         self._paths = {id(layer): path for path, layer in list_layers(model).items()}
@@ -115,7 +115,7 @@ def _simplify(value: Any) -> Any:
 
 
 def _copy_lambda(layer: keras.layers.Lambda) -> keras.layers.Lambda:
-    """Create a layer again with the same Python function, which its configuration has only as code."""
+    """Recreate a layer with the same Python function, which its configuration stores only as code."""
     shape = layer._output_shape
     return layers.Lambda(layer.function, shape, arguments=layer.arguments, name=layer.name, dtype=layer.dtype_policy)
 

@@ -1,4 +1,4 @@
-"""Remove units from a Keras model: select, probe, build again, prove."""
+"""Remove units from a Keras model: select, probe, rebuild, verify."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["KerasSurgery"]
 
 
 class KerasSurgery:
-    """Builds a model again without units.
+    """Rebuilds a model without the removed units.
 
     Args:
         model: The model. It is not changed.
@@ -69,7 +69,7 @@ class KerasSurgery:
         )
 
     def _probe(self, removal: Removal) -> float:
-        """Add noise to the units that will go, and measure how much the outputs change.
+        """Add noise to the units to remove, and measure how much the outputs change.
 
         Raises:
             LayerError: They change; the message names the group.
@@ -92,10 +92,10 @@ class KerasSurgery:
         return rebuild_model(self._model, removal, CodeSizes(self._program, self._tracer, removal))
 
     def _prove(self, removal: Removal) -> tuple[keras.Model, Attributes, float]:
-        """Build the model again, and check that the outputs are those of the masked model.
+        """Rebuild the model, and check that the outputs equal those of the masked model.
 
         Raises:
-            LayerError: They differ, or the model cannot be built or fails; the message names the group.
+            LayerError: They differ, or the model cannot be rebuilt or fails; the message names the group.
         """
         try:
             return self._rebuild_and_compare(removal)

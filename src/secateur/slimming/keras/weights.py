@@ -40,7 +40,7 @@ def _find_zeros(group: Group, variables: Mapping[str, keras.Variable]) -> Flags:
 
 
 def cut_array(array: npt.NDArray[np.generic], name: str, removal: Removal) -> npt.NDArray[np.generic]:
-    """Return a weight without the units that go."""
+    """Return a weight without the removed units."""
     for (parameter, axis), indices in removal.list_removed(frozenset(Role)).items():
         if parameter == name:
             array = np.delete(array, indices, axis=axis)
@@ -49,7 +49,7 @@ def cut_array(array: npt.NDArray[np.generic], name: str, removal: Removal) -> np
 
 @contextmanager
 def add_noise(removal: Removal, variables: Mapping[str, keras.Variable]) -> Iterator[None]:
-    """Write noise into what computes the units that go, and zeros into what reads them, then restore both."""
+    """Write noise into weights that compute removed units and zeros into those that read them, then restore both."""
     generator = np.random.default_rng(SEED)
     writers = removal.list_removed({Role.PRODUCER, Role.PER_CHANNEL})
     readers = removal.list_removed({Role.CONSUMER})

@@ -1,4 +1,4 @@
-"""Slim a torch model: prune it if asked to, and remove the units that nothing reads, with proof."""
+"""Slim a torch model: prune it if requested, remove the units that nothing reads, and verify the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def slim(model: nn.Module, request: PruneRequest | None, **options: Any) -> Slim
 
     Args:
         model: The model.
-        request: How to prune before; ``None``: only remove what is zero already.
+        request: How to prune the model first; ``None``: only remove units that are already zero.
         options: Arguments of `remove_units`.
     """
     return remove_units(model, **options) if request is None else prune_and_remove(model, request, **options)

@@ -17,14 +17,14 @@ RUNTIME = "secateur.runtime"
 
 
 def refuse_wrappers(model: nn.Module) -> None:
-    """Refuse wrappers that keep the present parameters.
+    """Refuse wrappers that keep the current parameters.
 
     Raises:
         UnsupportedModelError: The model is wrapped for distributed training.
     """
     if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in model.modules()):
         raise UnsupportedModelError(
-            "DistributedDataParallel keeps the present parameters. Slim the model inside, and wrap it afterwards."
+            "DistributedDataParallel keeps the current parameters. Slim the model inside, and wrap it afterwards."
         )
 
 
@@ -48,7 +48,7 @@ def refuse_model(model: nn.Module) -> None:
     for pruner in list_active():
         if any(id(weight) in weights for weight in pruner.model.parameters()):
             raise StateError(
-                "A pruning run of secateur.prepare is active on the model, and its masks have the present shapes. Call "
+                "A pruning run of secateur.prepare is active on the model, and its masks have the current shapes. Call "
                 "finalize() first."
             )
 

@@ -39,7 +39,7 @@ class UnresolvedSizeError(LayerError):
     """Raised if no attribute contains a number in the code of a module that must change.
 
     Attributes:
-        groups: Numbers of the groups whose units cannot go therefore.
+        groups: Indices of the groups whose units cannot be removed.
     """
 
     def __init__(self, message: str, groups: Sequence[int] = ()) -> None:
@@ -126,7 +126,7 @@ class SizeSearch:
 
     Args:
         model: The model.
-        removal: The units that went.
+        removal: The removed units.
         example: Runs the model.
     """
 
@@ -141,7 +141,7 @@ class SizeSearch:
         An infinite tolerance takes the attributes with the smallest difference.
 
         Raises:
-            LayerError: The model fails, or its outputs differ, whatever attributes change; the message says which
+            LayerError: The model fails, or its outputs differ for every choice of attributes; the message says which
                 number has no attribute.
         """
         failure: CalibrationError | None = None

@@ -37,7 +37,7 @@ def cut_tensors(
 
     Args:
         model: The model.
-        removed: Id of a tensor → axis → the indices that go.
+        removed: Id of a tensor → axis → the removed indices.
         journal: Records the changes.
 
     Returns:
@@ -56,7 +56,7 @@ def cut_tensors(
 
 
 def _make_restorer(old: torch.Tensor, new: torch.Tensor, removed: AxisIndices) -> Callable[[], torch.Tensor]:
-    """Copy what goes from a tensor, and return a function that puts it together with the rest again."""
+    """Copy the removed part of a tensor, and return a function that merges it with the rest again."""
     shape, strides, rest = old.shape, old.stride(), old.detach()
     pieces = []
     for axis, indices in removed.items():
@@ -93,7 +93,7 @@ def update_layers(model: nn.Module, cuts: Mapping[int, AxisIndices], journal: Jo
 
     Args:
         model: The model, with new tensors.
-        cuts: Id of a new tensor → axis → the indices that went.
+        cuts: Id of a new tensor → axis → the removed indices.
         journal: Records the changes.
 
     Returns:
@@ -112,7 +112,7 @@ def update_layers(model: nn.Module, cuts: Mapping[int, AxisIndices], journal: Jo
 
 
 def _list_own(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a module, also those from which a parametrization or a mask computes its weight."""
+    """Yield the tensors of a module, including those from which a parametrization or a mask computes its weight."""
     parametrizations: Mapping[str, nn.Module] = getattr(module, "parametrizations", {})
     registries = [(name, part._parameters) for name, part in parametrizations.items()]
     for key, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -123,7 +123,7 @@ def _list_own(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def refuse_shared_memory(model: nn.Module, removed: Mapping[int, AxisIndices]) -> None:
-    """Refuse to cut a tensor whose memory other tensors of the model share, because they would not share it then.
+    """Refuse to cut a tensor that shares memory with other tensors of the model, because it would no longer do so.
 
     Raises:
         LayerError: Two tensors share memory and are not the same object.

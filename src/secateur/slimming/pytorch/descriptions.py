@@ -1,4 +1,4 @@
-"""Update the attributes with which modules describe their size and do not compute, such as ``intermediate_size``."""
+"""Update attributes that only describe the size of a module, such as ``intermediate_size``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _list_names(group: Group, numbers: Collection[str]) -> list[str]:
 
 
 def _count_heads(heads: int, keep: Flags) -> int | None:
-    """Return the number of heads that are left if each unit is as many; ``None``: they are not the units."""
+    """Return the number of remaining heads if each unit is a fixed number of heads; ``None``: they are not heads."""
     return heads // len(keep) * int(keep.sum()) if heads and heads % len(keep) == 0 else None
 
 

@@ -25,7 +25,7 @@ class _Release(NamedTuple):
 
 
 class Journal:
-    """Replaces tensors and attributes of modules, and remembers the present ones.
+    """Replaces tensors and attributes of modules, and remembers the current ones.
 
     Rolling back assigns the same objects again, so that the model is the same bit for bit.
     """
@@ -39,7 +39,7 @@ class Journal:
         owner[key] = value
 
     def replace_tensors(self, model: nn.Module, tensors: dict[int, torch.Tensor]) -> None:
-        """Replace parameters and buffers under all their names, by the id of the present ones."""
+        """Replace parameters and buffers under all their names, by the id of the current ones."""
         for module in model.modules():
             registries: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
             for registry in registries:

@@ -28,7 +28,7 @@ def describe_layer(name: str, layer: nn.Module, cuts: Cuts) -> Attributes:
     Args:
         name: Name of the layer, for messages.
         layer: The layer, with its new tensors.
-        cuts: Name of a tensor in the layer → axis → the indices that went.
+        cuts: Name of a tensor in the layer → axis → the removed indices.
 
     Raises:
         LayerError: The groups of a convolution or a group norm would keep different numbers of channels.
@@ -71,7 +71,7 @@ def _describe_conv(layer: Any, cuts: Cuts) -> Attributes:
 
 
 def _count_groups(channels: int, groups: int, cuts: AxisIndices) -> int:
-    """Return the new number of groups of channels along axis 0: whole groups went, or as many channels of each."""
+    """Return the new number of groups of channels along axis 0: whole groups are removed, or a part of each."""
     gone = np.zeros(channels, dtype=bool)
     gone[cuts.get(0, [])] = True
     counts = gone.reshape(groups, -1).sum(axis=1)
@@ -79,8 +79,8 @@ def _count_groups(channels: int, groups: int, cuts: AxisIndices) -> int:
     left = counts[~empty]
     if left.size == 0 or (left != left[0]).any():
         raise LayerError(
-            f"each of its {groups} groups must lose all of its {channels // groups} channels or none, or each as many "
-            f"as the others, found losses of {counts.tolist()}"
+            f"each of its {groups} groups must lose all of its {channels // groups} channels or none, or each the "
+            f"same number, found losses of {counts.tolist()}"
         )
     return int(left.size)
 
@@ -109,7 +109,7 @@ def _describe_prelu(layer: nn.PReLU, _: Cuts) -> Attributes:
 
 
 def _get_shape(layer: nn.Module) -> tuple[int, ...]:
-    """Return the shape of the weight, also where the next call computes it, as with the masks of torch."""
+    """Return the shape of the weight, even if the next call computes it, as with torch's masks."""
     weight: Any = layer._parameters.get("weight_orig")
     if weight is None:
         weight = layer.weight

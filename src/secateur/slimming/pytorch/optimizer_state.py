@@ -1,4 +1,4 @@
-"""Give optimizers the new parameters, and the part of their state that belongs to the weights that stay."""
+"""Give optimizers the new parameters, and the part of their state that belongs to the kept weights."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def replace_parameters(
     Args:
         optimizers: The optimizers, after `check_state`.
         pairs: Old and new parameters.
-        removed: Id of an old parameter → axis → the indices that went.
+        removed: Id of an old parameter → axis → the removed indices.
     """
     new = {id(old): (old, after) for old, after in pairs}
     for optimizer in optimizers:
@@ -93,7 +93,8 @@ def _cut_value(optimizer: str, key: str, value: Any, full: tuple[int, ...], remo
     if axes is None:
         return value
     cut = select_slices(value, {axes[axis]: indices for axis, indices in removed.items() if axis in axes})
-    # A factored second moment has means over the other axes. What went had no gradients: without it, means are greater.
+    # A factored second moment has means over the other axes. The removed part had no gradients, so the means grow
+    # without it.
     for axis, indices in removed.items():
         if axis not in axes:
             cut *= full[axis] / (full[axis] - len(indices))

@@ -1,4 +1,4 @@
-"""Check before anything is cut that no weight reads the units that will go.
+"""Check before anything is cut that no weight reads the units to remove.
 
 All weights that compute or scale these units get noise, and those that read them are zero. If the outputs change,
 something reads the units that the graph does not know.
@@ -31,7 +31,7 @@ VARIANCES = ("running_var",)
 
 
 def probe_removal(removal: Removal, tensors: Mapping[str, torch.Tensor], example: ExampleRun) -> float:
-    """Add noise to the units that will go, and measure how much the outputs change. Afterwards, all bits are the same.
+    """Add noise to the units to remove, and measure how much the outputs change. Afterwards, all bits are the same.
 
     Raises:
         LayerError: The outputs change; the message names the group.
@@ -57,7 +57,7 @@ def _measure_change(removal: Removal, tensors: Mapping[str, torch.Tensor], examp
 
 @contextmanager
 def _add_noise(removal: Removal, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Write noise into what computes the units that go, and zeros into what reads them, then restore both."""
+    """Write noise into weights that compute removed units and zeros into those that read them, then restore both."""
     names = {id(tensor): name for name, tensor in tensors.items()}
     generator = torch.Generator().manual_seed(SEED)
     saved: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []

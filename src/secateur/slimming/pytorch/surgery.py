@@ -1,4 +1,4 @@
-"""Remove units from a model: select, probe, cut, prove, and undo everything if a check fails."""
+"""Remove units from a model: select, probe, cut, verify, and undo everything if a check fails."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Surgery:
         )
 
     def _plan_depth(self, zeros: Sequence[Flags], obstacles: Sequence[str | None], *, is_uniform: bool) -> DepthPlan:
-        """Plan which branches and blocks go: those of exact groups without units that anything reads."""
+        """Plan which branches and blocks to remove: those of exact groups of which nothing reads any unit."""
         narrowed = [number for number, obstacle in enumerate(obstacles) if obstacle is None and zeros[number].any()]
         empty = [number for number in narrowed if self._graph.groups[number].inexact is None and zeros[number].all()]
         return plan_depth(self._model, self._graph, self._example, (empty, narrowed), is_uniform=is_uniform)
@@ -128,7 +128,7 @@ class Surgery:
         return difference
 
     def _check(self, removal: Removal) -> dict[int, AxisIndices]:
-        """Check that the tensors that lose units can be replaced, and return what goes of each."""
+        """Check that the tensors that lose units can be replaced, and return which indices are removed from each."""
         removed = locate_removed(removal, self._tensors)
         refuse_shared_memory(self._model, removed)
         refuse_hooks(self._model, removed)
@@ -142,7 +142,7 @@ class Surgery:
         return not read_sizes(self._model) and not list_branches(self._model)
 
     def _cut_all(self, exact: Removal, removal: Removal, journal: Journal) -> tuple[Pairs, float, float | None]:
-        """Cut the exact groups with proof, and then all groups if there are others, whose difference is measured."""
+        """Cut and verify the exact groups, and then cut the other groups, if any, and measure the difference."""
         proof, inexact = 0.0, None
         pairs: Pairs = []
         if exact.groups:
@@ -159,7 +159,7 @@ class Surgery:
         """Cut, and check that the outputs are those of the masked model.
 
         Raises:
-            UnresolvedSizeError: The code of a module contains a number that must change, and no attribute does.
+            UnresolvedSizeError: The code of a module contains a number that must change, and no attribute contains it.
             LayerError: They differ, or the model fails; the message names the group.
         """
         try:
@@ -180,7 +180,7 @@ class Surgery:
         return pairs, SizeSearch(self._model, removal, self._example).fit(journal, self._example.tolerance)
 
     def _find_failure(self, removal: Removal) -> LayerError | None:
-        """Return why the removal of some groups fails; ``None``: it does not. The model stays as it is."""
+        """Return why the removal of some groups fails; ``None``: it does not. The model is not modified."""
         journal = Journal()
         try:
             self._cut_and_compare(removal, journal)

@@ -16,7 +16,7 @@ __all__ = ["AxisIndices", "find_zero_units", "list_tensors", "locate_removed"]
 
 Flags = npt.NDArray[np.bool_]
 AxisIndices = dict[int, npt.NDArray[np.int64]]
-"""Axis → the indices along it that go."""
+"""Axis → the removed indices along it."""
 
 
 def list_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -48,10 +48,10 @@ def _find_zeros(group: Group, tensors: Mapping[str, torch.Tensor], cache: dict[t
 def locate_removed(
     removal: Removal, tensors: Mapping[str, torch.Tensor], roles: Collection[Role] = frozenset(Role)
 ) -> dict[int, AxisIndices]:
-    """Return what goes of each tensor: id of the tensor → axis → indices, sorted.
+    """Return what is removed from each tensor: id of the tensor → axis → indices, sorted.
 
     Args:
-        removal: The units that go.
+        removal: The units to remove.
         tensors: All parameters and buffers by name.
         roles: The roles of the members to consider.
     """

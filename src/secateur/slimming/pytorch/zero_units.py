@@ -1,4 +1,4 @@
-"""Remove the units of a torch model that nothing reads, with proof."""
+"""Remove the units of a torch model that nothing reads, and verify the outputs."""
 
 from __future__ import annotations
 

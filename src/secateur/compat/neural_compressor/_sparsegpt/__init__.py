@@ -1,1 +1,1 @@
-"""Prune a layer whose inputs are known."""
+"""Prune a single layer with SparseGPT."""

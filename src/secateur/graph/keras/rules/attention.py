@@ -39,7 +39,7 @@ def follow_grouped_query_attention(tracer: Tracer, call: Call) -> None:
 
 
 def _pin_channels_of_values(tracer: Tracer, call: Call, reason: str) -> None:
-    """Note that the channels of values can be set to zero, but not removed."""
+    """Record that the channels of values can be set to zero, but not removed."""
     kernel = get_weight(call, "value/kernel")
     assert kernel is not None
     for array in tracer.get_labels(kernel):

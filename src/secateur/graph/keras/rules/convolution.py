@@ -22,7 +22,7 @@ WEIGHTS = ("kernel", "bias")
 
 
 def find_channel_axis(call: Call, value: Value) -> int:
-    """Return the axis of channels, which the layer's data format tells."""
+    """Return the axis of channels, which the layer's data format determines."""
     layout = call["operation"].data_format or "channels_last"
     return 1 if layout == "channels_first" else len(value.shape) - 1
 
@@ -62,7 +62,7 @@ def follow_separable_convolution(tracer: Tracer, call: Call) -> None:
 
 @register_rule("keras.ops.conv")
 def follow_convolution_operation(tracer: Tracer, call: Call) -> None:
-    """As the layer; the shape of the kernel tells the number of groups."""
+    """As the layer; the shape of the kernel determines the number of groups."""
     inputs, others = _split_channels(tracer, call, call["inputs"])
     produced = _convolve(tracer, inputs, call["kernel"], len(inputs) // call["kernel"].shape[-2])
     tracer.set_labels(call.output, [*others, _place(call, produced)])
@@ -102,7 +102,7 @@ def _convolve(tracer: Tracer, inputs: Labels, kernel: Value | None, groups: int)
         tracer.mark_role(consumed, Role.CONSUMER)
         tracer.unite(inputs, consumed)
         return produced
-    tracer.pin(consumed, "has as many inputs in every group")
+    tracer.pin(consumed, "has the same number of inputs in every group")
     rows = produced.reshape(groups, -1)
     tracer.unite(rows, rows[:, :1])
     tracer.unite(inputs.reshape(groups, -1), rows[:, :1])
@@ -120,14 +120,14 @@ def _transpose_convolve(tracer: Tracer, inputs: Labels, kernel: Value | None) ->
 def _convolve_channels(tracer: Tracer, inputs: Labels, kernel: Value | None) -> Labels:
     """Return the labels of the outputs of a depthwise convolution: those of an input are adjacent."""
     channels, copies = _read_kernel(tracer, kernel)
-    tracer.pin(copies, "has as many outputs for every channel")
+    tracer.pin(copies, "has the same number of outputs for every channel")
     tracer.mark_role(channels, Role.PRODUCER)
     tracer.unite(inputs, channels)
     return np.repeat(channels, len(copies))
 
 
 def _read_kernel(tracer: Tracer, kernel: Value | None) -> tuple[Labels, Labels]:
-    """Return the labels of the last two axes. Positions always stay."""
+    """Return the labels of the last two axes. Positions are always kept."""
     assert kernel is not None
     labels = tracer.get_labels(kernel)
     for array in labels:

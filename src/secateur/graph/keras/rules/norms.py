@@ -85,7 +85,7 @@ def _normalize(tracer: Tracer, call: Call, value: Value, axes: Sequence[int], we
 
 @register_layer_rule("GroupNormalization", weights=("gamma", "beta"))
 def follow_group_normalization(tracer: Tracer, call: Call) -> None:
-    """Every group of channels has its own statistics, so that whole groups are units."""
+    """Every group of channels has its own statistics, so whole groups are units."""
     layer, value = call["operation"], call["inputs"]
     axis = layer.axis % len(value.shape)
     labels = align_vectors(tracer, value, [get_weight(call, "gamma"), get_weight(call, "beta")], axis)

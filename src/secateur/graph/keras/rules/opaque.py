@@ -22,7 +22,7 @@ def stop_at_recurrence(tracer: Tracer, call: Call) -> None:  # noqa: ARG001
 
 @register_rule("keras.Lambda")
 def stop_at_lambda(tracer: Tracer, call: Call) -> None:  # noqa: ARG001
-    """Pin the inputs: nothing tells what the function does with them."""
+    """Pin the inputs: it is not known what the function does with them."""
     tracer.stop("runs a Python function")
 
 

@@ -24,13 +24,13 @@ POOLINGS = tuple(f"Global{kind}Pooling{rank}D" for kind in ("Average", "Max") fo
 
 @register_rule(*(f"keras.ops.{name}" for name in REDUCTIONS.split()))
 def follow_reduction(tracer: Tracer, call: Call) -> None:
-    """Leave out the reduced axes. Labels that depend on these alone are inexact."""
+    """Drop the reduced axes. Labels that depend on these alone are inexact."""
     _reduce(tracer, call.output, call["x"], _read_axes(call, call["x"]))
 
 
 @register_rule("keras.ops.moments")
 def follow_moments(tracer: Tracer, call: Call) -> None:
-    """Leave out the reduced axes, for both results."""
+    """Drop the reduced axes, for both results."""
     rank, axes = len(call["x"].shape), call["operation"].axes
     for output in call.outputs:
         assert output is not None
@@ -39,7 +39,7 @@ def follow_moments(tracer: Tracer, call: Call) -> None:
 
 @register_layer_rule(*POOLINGS)
 def follow_global_pooling(tracer: Tracer, call: Call) -> None:
-    """Leave out all positions."""
+    """Drop all positions."""
     value = call["inputs"]
     channel = find_channel_axis(call, value)
     _reduce(tracer, call.output, value, [axis for axis in range(1, len(value.shape)) if axis != channel])

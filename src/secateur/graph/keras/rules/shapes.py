@@ -28,13 +28,13 @@ def follow_flatten(tracer: Tracer, call: Call) -> None:
 
 @register_layer_rule("Reshape")
 def follow_reshape(tracer: Tracer, call: Call) -> None:
-    """Follow labels through a reshape, and note the sizes in the layer."""
+    """Follow labels through a reshape, and record the sizes in the layer."""
     _reshape(tracer, call, call["inputs"], (-1, *call["operation"].target_shape))
 
 
 @register_rule("keras.ops.reshape")
 def follow_reshape_operation(tracer: Tracer, call: Call) -> None:
-    """Follow labels through a reshape, and note the sizes in the operation."""
+    """Follow labels through a reshape, and record the sizes in the operation."""
     shape = call["operation"].newshape
     _reshape(tracer, call, call["x"], [shape] if isinstance(shape, int) else shape)
 
@@ -73,7 +73,7 @@ def follow_transpose(tracer: Tracer, call: Call) -> None:
 
 @register_rule("keras.ops.swapaxes")
 def follow_swapaxes(tracer: Tracer, call: Call) -> None:
-    """Exchange two axes of labels."""
+    """Swap two axes of labels."""
     order = list(range(len(call["x"].shape)))
     first, second = call["operation"].axis1, call["operation"].axis2
     order[first], order[second] = order[second], order[first]
@@ -100,7 +100,7 @@ def follow_repeat_vector(tracer: Tracer, call: Call) -> None:
 
 @register_rule("keras.ops.broadcast_to")
 def follow_broadcast(tracer: Tracer, call: Call) -> None:
-    """Follow labels through broadcasting, and note the sizes in the operation."""
+    """Follow labels through broadcasting, and record the sizes in the operation."""
     rank, sizes = len(call.output.shape), call["operation"].shape
     labels = [_pad_rank(array, rank) for array in tracer.get_labels(call["x"])]
     tracer.set_labels(call.output, labels)

@@ -66,7 +66,7 @@ def _follow_groups(
 ) -> Labels:
     """Unite the inputs and the outputs of each group, and return the labels of the outputs."""
     first, second = weight
-    tracer.pin(second, "must have as many channels in every group")
+    tracer.pin(second, "must have the same number of channels in every group")
     tracer.mark_role(first, Role.PRODUCER)
     rows = first.reshape(groups, -1)
     tracer.unite(rows, rows[:, :1])

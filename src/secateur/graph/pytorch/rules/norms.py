@@ -56,7 +56,7 @@ def follow_layer_norm(tracer: Tracer, call: Call) -> None:
 
 @register_rule("aten.group_norm", "aten.native_group_norm")
 def follow_group_norm(tracer: Tracer, call: Call) -> None:
-    """Every group of channels has its own statistics, so that whole groups are units."""
+    """Every group of channels has its own statistics, so whole groups are units."""
     value, groups = call["input"], call.get("num_groups", call.get("group"))
     labels = align_vectors(tracer, value, [call.get("weight"), call.get("bias")], 1)
     split = (value.shape[0], groups, value.shape[1] // groups, *value.shape[2:])

@@ -20,7 +20,7 @@ ORDERS = "sort argsort topk kthvalue msort"
 
 @register_rule(*(f"aten.{name}" for name in REDUCTIONS.split()))
 def follow_reduction(tracer: Tracer, call: Call) -> None:
-    """Leave out the reduced axes. Labels that depend on these alone are inexact."""
+    """Drop the reduced axes. Labels that depend on these alone are inexact."""
     if "other" in call.arguments:  # the elementwise maximum of two tensors
         tracer.stop("has no rule for two tensors")
         return

@@ -17,7 +17,7 @@ __all__: list[str] = []
 
 @register_rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_as")
 def follow_reshape(tracer: Tracer, call: Call) -> None:
-    """Follow labels through a reshape, and note the sizes in the call."""
+    """Follow labels through a reshape, and record the sizes in the call."""
     _reshape(tracer, call, call.get("size") or call.get("shape") or ())
 
 
@@ -57,7 +57,7 @@ def follow_permute(tracer: Tracer, call: Call) -> None:
 
 @register_rule("aten.transpose", "aten.t", "aten.numpy_T", "aten.mT", "aten.adjoint", "aten.swapaxes")
 def follow_transpose(tracer: Tracer, call: Call) -> None:
-    """Exchange two axes of labels."""
+    """Swap two axes of labels."""
     rank = len(call["self"].shape)
     if rank < 2:
         tracer.set_labels(call.output, tracer.get_labels(call["self"]))
@@ -138,7 +138,7 @@ def follow_pixel_unshuffle(tracer: Tracer, call: Call) -> None:
 
 @register_rule("aten.channel_shuffle", "aten.native_channel_shuffle")
 def follow_channel_shuffle(tracer: Tracer, call: Call) -> None:
-    """Interleave the groups. Their number stays, so that the channels at one place of all groups are a unit."""
+    """Interleave the groups. Their number must not change, so the channels at one position of all groups are a unit."""
     value, groups = call["self"], call["groups"]
     batch, channels, *positions = value.shape
     split, swapped = (batch, groups, channels // groups, *positions), (batch, channels // groups, groups, *positions)

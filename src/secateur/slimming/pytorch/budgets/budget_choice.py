@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class BudgetChoice:
-    """Chooses the widths of all groups of a plan, given what the model loses with their units.
+    """Chooses the widths of all groups of a plan, given the losses of their units.
 
     A group that is a branch of a residual network can lose all of its units, unless all widths must be equal.
 
@@ -40,10 +40,10 @@ class BudgetChoice:
         plan: Which groups may lose units.
         budget: The budget.
         example_inputs: The inputs for which time and operations are measured.
-        is_uniform: Whether groups of the same kind keep equally many units.
+        is_uniform: Whether groups of the same kind keep the same number of units.
 
     Attributes:
-        fitted: The widths that were chosen; ``None``: not yet.
+        fitted: The chosen widths; ``None`` before the choice.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Find the widths with the least loss under a budget, and correct them until the measured cost fits."""
+"""Find the widths with the lowest loss under a budget, and correct them until the measured cost fits."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class FittedBudget:
 
     Attributes:
         budget: The budget.
-        kept: Number of a group of the graph → kept units, for each group with a curve.
+        kept: Group index → kept units, for each group with a curve.
         loss: Sum of their losses.
         dense: Cost of the dense model, in the unit of the budget.
         target: What the budget allows, in the same unit.
-        promised: The cost that was expected of these widths before it was measured.
+        predicted: The estimated cost of these widths before it was measured.
         measured: The measured cost of a model with these widths.
-        measurements: How many widths were measured.
+        measurements: Number of widths that were measured.
     """
 
     budget: SlimBudget
@@ -47,17 +47,17 @@ class FittedBudget:
     loss: float
     dense: float
     target: float
-    promised: float
+    predicted: float
     measured: float
     measurements: int
 
     def describe(self) -> BudgetResult:
-        """Return how the budget was kept, for reports."""
+        """Return how the budget was met, for reports."""
         return BudgetResult(
             quantity=self.budget.quantity,
             dense=self.dense,
             target=self.target,
-            promised=self.promised,
+            predicted=self.predicted,
             measured=self.measured,
         )
 
@@ -66,17 +66,17 @@ class _MeasuredWidths(NamedTuple):
     """Widths that were measured.
 
     Attributes:
-        kept: Number of a group → kept units.
+        kept: Group index → kept units.
         loss: Sum of their losses.
         estimated: What the cost model estimates.
-        promised: The estimate, corrected by the trials before.
+        predicted: The estimate, corrected by previous trials.
         measured: The measured cost.
     """
 
     kept: Mapping[int, int]
     loss: float
     estimated: float
-    promised: float
+    predicted: float
     measured: float
 
 
@@ -87,23 +87,25 @@ def fit_budget(
     *,
     max_measurements: int = MAX_MEASUREMENTS,
 ) -> FittedBudget:
-    """Choose the widths of all groups with the least total loss under a budget.
+    """Choose the widths of all groups with the lowest total loss under a budget.
 
     A multiple-choice knapsack chooses by estimated costs. Then the cost is measured, and the next choice corrects the
     difference, until the measured cost is just below the budget, or a latency is within `LATENCY_TOLERANCE` of it.
 
     Args:
-        curves: Number of a group of the graph → its loss curve. Groups without one keep all units.
-        cost_model: What widths cost.
+        curves: Group index → its loss curve. Groups without one keep all units.
+        cost_model: The cost model.
         budget: How much may remain.
-        max_measurements: How many widths to measure at most, ≥ 1.
+        max_measurements: Maximum number of widths to measure, ≥ 1.
 
     Returns:
-        The widths. Their measured number of parameters, bytes or FLOPs never exceeds the budget. Their latency is as
-        near to it as was measured, exceeds it by at most `LATENCY_TOLERANCE`, and is below that of the dense model.
+        The widths. Their measured number of parameters, bytes or FLOPs never exceeds the budget. Their latency is the
+        measured one that is closest to it, exceeds it by at most `LATENCY_TOLERANCE`, and is below that of the dense
+        model.
 
     Raises:
-        ConfigError: The budget is out of reach; the message says what is not, and which groups keep all units.
+        ConfigError: The budget is out of reach; the message names the reachable cost and the groups that keep all
+            units.
     """
     fitting = _Fitting(curves, cost_model, budget)
     best = fitting.run(max_measurements)
@@ -113,7 +115,7 @@ def fit_budget(
         loss=best.loss,
         dense=cost_model.dense,
         target=fitting.target,
-        promised=best.promised,
+        predicted=best.predicted,
         measured=best.measured,
         measurements=len(fitting.trials),
     )
@@ -136,7 +138,7 @@ class _Fitting:
         self.trials: list[_MeasuredWidths] = []
 
     def run(self, max_measurements: int) -> _MeasuredWidths:
-        """Measure until nothing better is in sight, and return the best trial."""
+        """Measure until no better trial is expected, and return the best one."""
         dense = self._costs.dense
         if self.target >= dense:
             return _MeasuredWidths(self._dense, 0.0, dense, dense, dense)
@@ -149,9 +151,9 @@ class _Fitting:
 
     def _measure(self, kept: Mapping[int, int]) -> _MeasuredWidths:
         estimated = self._costs.estimate(kept)
-        promised = self._interpolate(((trial.estimated, trial.measured) for trial in self.trials), estimated)
+        predicted = self._interpolate(((trial.estimated, trial.measured) for trial in self.trials), estimated)
         measured = self._costs.measure(kept)
-        self.trials.append(_MeasuredWidths(kept, self._chooser.sum_losses(kept), estimated, promised, measured))
+        self.trials.append(_MeasuredWidths(kept, self._chooser.sum_losses(kept), estimated, predicted, measured))
         return self.trials[-1]
 
     def _list_limits(self) -> Iterator[float]:
@@ -166,7 +168,7 @@ class _Fitting:
             yield (max(below) + min(above)) / 2
 
     def _interpolate(self, points: Iterable[tuple[float, float]], x: float) -> float:
-        """Return y for x between the nearest points, or on the line from the dense model's cost through the nearest."""
+        """Interpolate y at x between the nearest points, or extrapolate from the dense cost through the nearest one."""
         dense = self._costs.dense
         ordered = sorted(points)
         lower, upper = [point for point in ordered if point[0] <= x], [point for point in ordered if point[0] > x]

@@ -15,12 +15,12 @@ class UniformWidths:
     """Groups of the same kind, each represented by the one with the smallest number.
 
     Args:
-        curves: Number of a group of the graph → its loss curve.
-        costs: What widths cost.
+        curves: Group index → its loss curve.
+        costs: The cost model.
 
     Attributes:
-        curves: Number of a representative → the sum of the curves of its kind.
-        costs: What equal widths cost.
+        curves: Index of a representative → the sum of the curves of its kind.
+        costs: The cost model of equal widths.
     """
 
     def __init__(self, curves: Mapping[int, LossCurve], costs: CostModel) -> None:
@@ -37,15 +37,15 @@ class UniformWidths:
         self.costs = UniformCost(costs, self)
 
     def expand(self, kept: Mapping[int, int]) -> dict[int, int]:
-        """Return number of a group → kept units, for all groups, given those of the representatives."""
+        """Return group index → kept units, for all groups, given those of the representatives."""
         return {number: count for first, count in kept.items() for number in self._kinds[first]}
 
 
 class UniformCost(CostModel):
-    """What equal widths cost; see `UniformWidths`.
+    """The cost of equal widths; see `UniformWidths`.
 
     Args:
-        costs: What widths cost.
+        costs: The cost model.
         widths: The groups of the same kind.
     """
 

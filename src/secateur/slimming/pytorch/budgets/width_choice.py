@@ -1,4 +1,4 @@
-"""Choose the widths with the least loss under an estimated cost."""
+"""Choose the widths with the lowest loss under an estimated cost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from secateur.slimming.pytorch.costs.base import CostModel
 __all__ = ["WidthChooser"]
 
 MAX_EXPANSIONS = 3
-"""How often costs are tabulated: for the dense model, and again around the widths that were found."""
+"""Number of times that costs are tabulated: for the dense model, and again around the chosen widths."""
 
 MAX_SCAN = 64
-"""How many choices after the last one that fits are tried as well, because costs are not quite additive."""
+"""Number of choices to try after the last one that fits, because costs are not exactly additive."""
 
 Widths = Mapping[int, int]
 Tables = Mapping[int, list[float]]
@@ -26,8 +26,8 @@ class WidthChooser:
     ranked by the estimate for the whole model, and costs are tabulated again around the first solution.
 
     Args:
-        curves: Number of a group of the graph → its loss curve.
-        costs: What widths cost.
+        curves: Group index → its loss curve.
+        costs: The cost model.
     """
 
     def __init__(self, curves: Mapping[int, LossCurve], costs: CostModel) -> None:
@@ -35,7 +35,7 @@ class WidthChooser:
         self._frontiers: list[WidthFrontier] = []
 
     def choose(self, limit: float) -> dict[int, int]:
-        """Return the widths with the least loss whose estimated cost is at most `limit`, else the cheapest widths."""
+        """Return the widths with the lowest loss whose estimated cost is at most `limit`, else the cheapest widths."""
         if not self._frontiers:
             self._build_frontiers(limit)
         fitting = []
@@ -63,7 +63,7 @@ class WidthChooser:
             base = self.choose(limit)
 
     def _tabulate(self, base: Widths) -> Tables:
-        """Return for each group what its widths save, if the others have the base widths."""
+        """Return what the widths of each group save if the others have the base widths."""
         tables = {}
         for number, curve in self._curves.items():
             costs = self._costs.tabulate(number, [kept for kept, _ in curve], base)

@@ -1,4 +1,4 @@
-"""Cost models: what a torch model costs if its groups keep fewer units."""
+"""Cost models: the cost of a torch model whose groups keep fewer units."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def create_cost_model(
         model: The dense model.
         graph: Its dependencies.
         example_inputs: The inputs for which operations are counted and time is measured.
-        lowest: Number of a group → the fewest units that it may keep, for each group that may lose units.
+        lowest: Group index → the fewest units that it may keep, for each group that may lose units.
     """
     if quantity == "latency":
         return LatencyCost(model, graph, example_inputs, lowest)

@@ -1,4 +1,4 @@
-"""The interface of cost models: what a model costs if its groups keep fewer units."""
+"""The interface of cost models, which compute the cost of a model whose groups keep fewer units."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["CostModel", "check_widths"]
 
 
 class CostModel(ABC):
-    """Tells what a model costs with other widths. Widths are given as number of a group of the graph → kept units.
+    """Computes the cost of a model with other widths. Widths are given as group index → kept units.
 
-    A group that keeps none goes with the branch of the model that it is in; see `secateur.slimming.pytorch.depth`.
+    A group that keeps none is removed together with its branch of the model; see `secateur.slimming.pytorch.depth`.
 
     Attributes:
         quantity: What it counts; a key of `secateur.slimming.budget.QUANTITIES`.
@@ -36,7 +36,7 @@ class CostModel(ABC):
 
     @abstractmethod
     def measure(self, kept: Mapping[int, int]) -> float:
-        """Return the cost of a model that really has some widths.
+        """Return the measured cost of a model with some widths.
 
         Raises:
             ConfigError: A group cannot keep that many units.
@@ -46,7 +46,7 @@ class CostModel(ABC):
         """Return the estimated cost of the model for several widths of one group.
 
         Args:
-            group: Number of the group.
+            group: Index of the group.
             widths: Numbers of kept units.
             base: The widths of other groups; those that are missing keep all units.
         """

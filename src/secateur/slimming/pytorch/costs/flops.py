@@ -25,13 +25,13 @@ def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> in
 
 
 FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_attention}
-"""Operations that torch's counter leaves out. It counts the same ones on other devices."""
+"""Formulas for operations that torch's counter omits on the CPU, although it counts them on other devices."""
 
 
 def count_flops(model: nn.Module, example_inputs: Any) -> int:
     """Count the operations of matrix products, convolutions and attention of one call in evaluation mode.
 
-    A multiplication and an addition count as two. Everything else counts as none, as in torch's `FlopCounterMode`.
+    A multiplication and an addition count as two. Everything else counts as zero, as in torch's `FlopCounterMode`.
 
     Args:
         model: The model.
@@ -48,12 +48,13 @@ def count_flops(model: nn.Module, example_inputs: Any) -> int:
 
 
 class _ModuleFlops(NamedTuple):
-    """The operations of a module, without those of the modules inside it.
+    """The operations of a module, excluding those of the modules inside it.
 
     Attributes:
-        flops: Their number in the dense model.
-        weights: Its weights, whose size the number is proportional to.
-        heads: If it has no weights: number of a group → its units, for the heads that its number is proportional to.
+        flops: Number of operations in the dense model.
+        weights: Its weights; the number is proportional to their size.
+        heads: For a module without weights, group index → number of heads; the number is proportional to the kept
+            heads.
     """
 
     flops: int
@@ -105,7 +106,7 @@ class FlopCost(CostModel):
 
 
 def _count_by_module(model: nn.Module, example_inputs: Any) -> dict[str, int]:
-    """Return name of a module → its operations, with those of the modules inside it."""
+    """Return module name → its operations, including those of the modules inside it."""
     example = ExampleRun(model, example_inputs)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with _freeze(model), counter:

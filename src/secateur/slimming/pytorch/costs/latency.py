@@ -32,7 +32,7 @@ class LatencyCost(CostModel):
         model: The dense model, without wrappers.
         graph: The dependencies between its parameters.
         example_inputs: Typical inputs of the model.
-        lowest: Number of a group → its smallest width. Other groups keep all units.
+        lowest: Group index → its smallest width. Other groups keep all units.
         clock: Returns the current time in seconds.
 
     Raises:

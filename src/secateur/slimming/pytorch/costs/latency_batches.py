@@ -14,7 +14,7 @@ from secateur.slimming.pytorch.tensors import list_tensors
 __all__ = ["BatchLayers", "find_layers", "form_batches", "get_layer_kind"]
 
 BatchLayers: TypeAlias = Mapping[int, Sequence[str]]
-"""Number of a group → the names of its layers."""
+"""Group index → the names of its layers."""
 
 
 def find_layers(model: nn.Module, graph: Graph, groups: Iterable[int]) -> dict[int, list[str]]:
@@ -23,7 +23,7 @@ def find_layers(model: nn.Module, graph: Graph, groups: Iterable[int]) -> dict[i
     Args:
         model: The model.
         graph: The dependencies between its parameters.
-        groups: Numbers of the groups.
+        groups: Indices of the groups.
     """
     owners: dict[int, str] = {}
     for name, module in model.named_modules():
@@ -43,7 +43,7 @@ def form_batches(graph: Graph, layers: BatchLayers) -> list[list[int]]:
 
     Args:
         graph: The dependencies between the parameters.
-        layers: Number of a group → its layers.
+        layers: Group index → its layers.
     """
     batches: list[tuple[str, set[str], list[int]]] = []
     for number, own in layers.items():

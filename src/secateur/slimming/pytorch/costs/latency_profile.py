@@ -1,4 +1,4 @@
-"""Measure how the times of layers and of the whole model fall with the widths of groups."""
+"""Measure how the times of layers and of the whole model depend on the widths of groups."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from secateur.slimming.pytorch.costs.slim_copy import SlimCopy
 __all__ = ["LatencyProfile", "measure_profile"]
 
 MIN_SHARE = 1e-6
-"""A share that is rounded up to the fewest units that are not none."""
+"""A share that is rounded up to the smallest nonzero number of units."""
 
 SlimCopier = Callable[[Mapping[int, int]], SlimCopy]
 
 MIN_STEPS, MAX_STEPS = 3, 8
-"""How many widths of each group are timed."""
+"""Number of widths of each group to time."""
 
 SECONDS, COPY_SECONDS = 30.0, 0.5
-"""Seconds to spend on all widths that are not necessary, and on the times of one."""
+"""Seconds to spend on all optional widths, and on timing one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LatencyProfile:
     Attributes:
         dense: Time of a call in seconds.
         layers: Name of a layer → its time as a share of that, for layers of groups.
-        groups: Number of a group → how times depend on its width.
+        groups: Group index → how times depend on its width.
     """
 
     dense: float
@@ -59,7 +59,7 @@ def measure_profile(
     Args:
         model: The dense model.
         graph: The dependencies between its parameters.
-        lowest: Number of a group → its smallest width, less than its units.
+        lowest: Group index → its smallest width, less than its units.
         timer: Times the model against its copies.
         copier: Returns a copy of the model for the kept units of some groups. One copy is in memory at a time.
     """
@@ -104,12 +104,12 @@ class _Profiler:
         )
 
     def _list_shares(self, batch: Sequence[int], count: int) -> list[float]:
-        """List the shares to measure besides 0; before whole branches go, also the narrowest that is left of them."""
+        """List the shares to measure besides 0, and the smallest nonzero width if whole branches can be removed."""
         shares = [1 - step / count for step in range(1, count)]
         return shares + [MIN_SHARE] * any(self._lowest[number] == 0 for number in batch)
 
     def _measure(self, batch: Sequence[int], share: float) -> ProfileStep:
-        """Time a copy in which groups keep a share of the units that can go."""
+        """Time a copy in which groups keep a share of the units that can be removed."""
         kept = {number: self._round(number, share) for number in batch}
         slimmed = self._copier(kept)
         names = sorted({name for number in batch for name in self._layers[number]})

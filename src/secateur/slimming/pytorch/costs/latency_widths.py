@@ -23,7 +23,7 @@ class ProfileStep(NamedTuple):
     """Times of a copy of a model in which the groups of a batch keep fewer units.
 
     Attributes:
-        kept: Number of a group → kept units.
+        kept: Group index → kept units.
         dense: Time of the dense model in seconds, measured in turn with the copy.
         saved: Share of that time that the copy saves.
         layers: Name of a layer → its time in the dense model and in the copy, as shares of that time.

@@ -32,7 +32,7 @@ class PairedTimes(NamedTuple):
 
 
 class PairedTimer:
-    """Times models on the same inputs in evaluation mode, without gradients, and with the present number of threads.
+    """Times models on the same inputs in evaluation mode, without gradients, and with the current number of threads.
 
     Args:
         model: The dense model.

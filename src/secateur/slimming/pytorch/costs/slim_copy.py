@@ -1,4 +1,4 @@
-"""Copy a model with smaller widths, to measure what it would cost."""
+"""Copy a model with smaller widths, to measure its cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SlimCopy(NamedTuple):
 
     Attributes:
         model: The copy.
-        modules: Name of a module in the dense model → the module in the copy, which may not be used any more.
+        modules: Name of a module in the dense model → the module in the copy, which may no longer be used.
     """
 
     model: nn.Module
@@ -34,18 +34,18 @@ class SlimCopy(NamedTuple):
 
 
 def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], example_inputs: Any) -> SlimCopy:
-    """Return a copy of a model whose groups keep so many units, no matter which. It is in memory besides the model.
+    """Return a copy of a model whose groups keep the given numbers of units, no matter which units.
 
     Args:
         model: The dense model, without wrappers.
         graph: The dependencies between its parameters.
-        kept: Number of a group → kept units. Other groups keep all units.
+        kept: Group index → kept units. Other groups keep all units.
         example_inputs: Typical inputs of the model.
 
     Raises:
         CalibrationError: The model fails with the example inputs.
         LayerError: The units cannot be removed.
-        ConfigError: The constraints of a group do not allow so many units.
+        ConfigError: The constraints of a group do not allow the number of units.
     """
     copied = copy.deepcopy(model)
     modules = dict(copied.named_modules())
@@ -60,18 +60,18 @@ def make_slim_copy(model: nn.Module, graph: Graph, kept: Mapping[int, int], exam
 
 
 def find_fixed_groups(model: nn.Module, graph: Graph, lowest: Mapping[int, int], example_inputs: Any) -> dict[int, str]:
-    """Find groups whose units cannot go, because the code of a module contains their number.
+    """Find groups whose units cannot be removed, because the code of a module contains their number.
 
     A copy of the model is only made if numbers in the code follow one of the groups.
 
     Args:
         model: The dense model, without wrappers.
         graph: The dependencies between its parameters.
-        lowest: Number of a group → its smallest width.
+        lowest: Group index → its smallest width.
         example_inputs: Typical inputs of the model.
 
     Returns:
-        Number of a group → why.
+        Group index → why.
     """
     fixed: dict[int, str] = {}
     numbers = {number for use in graph.sizes for number in use.groups.tolist()}
@@ -88,7 +88,7 @@ def find_fixed_groups(model: nn.Module, graph: Graph, lowest: Mapping[int, int],
 
 
 def _is_unread(group: Group, model: nn.Module, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the layers that read the units of a group have gone, so that it does not matter if units stay."""
+    """Whether the layers that read the units of a group were removed, in which case remaining units have no effect."""
     readers = (member.parameter for member in group.members if member.role is Role.CONSUMER)
     left = set(model.modules())
     return not any(modules[name.rpartition(".")[0]] in left for name in readers)

@@ -23,8 +23,8 @@ class TensorShape:
 
     Attributes:
         shape: Its shape in the dense model.
-        uses: Axis → number of a group → indices along the axis that go with each unit.
-        units: Number of a group → its units.
+        uses: Axis → number of a group → indices along the axis that belong to each unit.
+        units: Group index → its units.
     """
 
     shape: tuple[int, ...]

@@ -20,7 +20,7 @@ __all__ = ["ByteCost", "ParameterCost"]
 class WeightCost(CostModel):
     """Adds up the elements of tensors, each with a factor.
 
-    Estimates are exact, except for groups that keep no unit: what else goes with their branch, such as a bias, is
+    Estimates are exact, except for groups that keep no unit: what else is removed with their branch, such as a bias, is
     counted in a slimmed copy of the model.
 
     Args:
@@ -88,7 +88,7 @@ class ParameterCost(WeightCost):
 
 
 class ByteCost(WeightCost):
-    """The memory of all parameters and buffers in bytes, also of buffers that are not saved. Tied ones count once."""
+    """The memory of all parameters and buffers in bytes, including buffers that are not saved. Tied ones count once."""
 
     quantity = "bytes"
 

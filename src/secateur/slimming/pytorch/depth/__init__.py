@@ -1,4 +1,4 @@
-"""Remove whole branches and blocks of a torch model."""
+"""Remove whole branches and blocks from a torch model."""
 
 from __future__ import annotations
 

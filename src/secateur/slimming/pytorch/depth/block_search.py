@@ -22,11 +22,11 @@ __all__ = ["BlockCut", "configure_cut", "find_identities", "find_pretrained", "r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockCut:
-    """Blocks that go from a list.
+    """Blocks to remove from a list.
 
     Attributes:
         container: Name of the module with the list.
-        positions: Which of its modules go, in ascending order.
+        positions: Which of its modules to remove, in ascending order.
         config: Fields of the configuration of a transformers model → their new values.
     """
 
@@ -74,7 +74,7 @@ def configure_cut(model: nn.Module, container: str, positions: tuple[int, ...]) 
     Args:
         model: A model that has the blocks.
         container: Name of the list.
-        positions: Which of its modules go.
+        positions: Which of its modules to remove.
 
     Returns:
         What to remove; ``None``: the list is in a transformers model whose configuration cannot describe it.

@@ -1,4 +1,4 @@
-"""Find the modules that can be removed as a whole when all units of a group go: branches of residual networks."""
+"""Find the branches of residual networks that can be removed when all units of a group are removed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """What goes if all units of a group go.
+    """What is removed when all units of a group are removed.
 
     Attributes:
         module: The module whose output is then a constant.
@@ -41,7 +41,7 @@ class Branch:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """All modules that go."""
+        """All removed modules."""
         return (self.module, *self.feeders)
 
 
@@ -55,7 +55,7 @@ class BranchSearch:
         are_zero: Whether these weights are zero already.
 
     Attributes:
-        reasons: Why groups have no branch, by their numbers.
+        reasons: Group index → why the group has no branch.
     """
 
     def __init__(self, model: nn.Module, graph: Graph, example: ExampleRun, *, are_zero: bool = False) -> None:
@@ -64,10 +64,10 @@ class BranchSearch:
         self.reasons: dict[int, str] = {}
 
     def find(self, groups: Sequence[int]) -> dict[int, Branch]:
-        """Return the branch of each group that has one. The model is the same afterwards.
+        """Return the branch of each group that has one. The model is not modified.
 
         Args:
-            groups: Numbers of groups that can be pruned.
+            groups: Indices of groups that can be pruned.
         """
         return self._verify(self._propose_apart(groups)) if groups else {}
 
@@ -90,7 +90,7 @@ class BranchSearch:
         return branches
 
     def _propose(self, groups: Sequence[int]) -> dict[int, Branch]:
-        """Find modules whose output is constant while all units of the groups are gone."""
+        """Find modules whose output is constant without any unit of the groups."""
         chains = {number: self._list_modules(number) for number in groups}
         outside = {number: self._list_owners(number) for number in groups}
         names = {name for chain in (*chains.values(), *outside.values()) for name in chain}
@@ -188,9 +188,9 @@ class BranchSearch:
         return layout if axis is None else replace(layout, axis=axis, size=output.shape[axis])
 
     def _find_feeders(self, number: int, module: str, outputs: Mapping[str, ObservedOutput]) -> dict[str, BranchLayout]:
-        """Return the layers outside of a module that compute only the units; none if others do too.
+        """Return the layers outside of a module that compute only the units; none if other weights also compute them.
 
-        Kernels do not expect attention without heads, so that one of them stays.
+        One attention head is kept, because kernels do not support attention without heads.
         """
         feeders: dict[str, BranchLayout] = {}
         if self._graph.groups[number].kind == "heads":

@@ -1,4 +1,4 @@
-"""Observe which modules return zeros, or a bias, whatever their inputs are."""
+"""Observe which modules return zeros, or a bias, regardless of their inputs."""
 
 from __future__ import annotations
 

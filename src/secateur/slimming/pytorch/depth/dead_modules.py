@@ -19,7 +19,7 @@ __all__ = ["find_dead_modules"]
 
 
 def find_dead_modules(model: nn.Module, branches: Collection[Branch], example: ExampleRun) -> dict[str, BranchLayout]:
-    """Return the outermost modules none of whose weights has an effect without some branches. The model stays.
+    """Return the outermost modules of which no weight has an effect without some branches. The model is not modified.
 
     Weights that had none before are not considered, because gradients do not follow every effect.
     """

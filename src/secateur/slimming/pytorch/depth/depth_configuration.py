@@ -41,13 +41,13 @@ MAX_COUNTS = 2
 def find_depth_fields(
     model: Any, before: int, positions: Collection[int], known: Collection[tuple[str, str]]
 ) -> DepthFields | None:
-    """Return the fields that describe a model without some blocks, which it has no more; ``None``: none do.
+    """Return the fields that describe a model after some blocks were removed; ``None``: none do.
 
     Args:
         model: A transformers model.
-        before: How many modules the list had.
+        before: Number of modules that the list had.
         positions: Which of them were removed.
-        known: Differences that the model had before, as `list_differences` returns them.
+        known: Differences that the model already had, as `list_differences` returns them.
     """
     for fields in _list_options(model.config, before, positions):
         differences = list_differences(model, fields)

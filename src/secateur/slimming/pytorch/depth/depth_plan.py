@@ -44,17 +44,17 @@ logger = logging.getLogger(__name__)
 def find_branches(
     model: nn.Module, graph: Graph, example: ExampleRun, narrowed: Collection[int] = ()
 ) -> dict[int, str]:
-    """Find the modules that can be removed as a whole when all units of a group go. The model does not change.
+    """Find the modules that can be removed as a whole when all units of a group are removed. The model does not change.
 
     Args:
         model: The model.
         graph: The dependencies between its parameters.
         example: Runs the model on its example inputs.
-        narrowed: Numbers of groups that may lose units too; branches whose replacement would have a fixed number of
+        narrowed: Indices of groups that may also lose units; branches whose replacement would have a fixed number of
             these units are left out.
 
     Returns:
-        Number of a group in the graph → name of the module.
+        Group index → name of the module.
 
     Examples:
         >>> from secateur.graph import trace
@@ -87,15 +87,15 @@ def _leave_fixed(branches: Mapping[int, Branch], graph: Graph, narrowed: Collect
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DepthPlan:
-    """What goes from a model as a whole.
+    """The modules that are removed from a model as a whole.
 
     Attributes:
-        branches: Number of a group → the branch that goes with it.
-        cuts: Blocks that go.
+        branches: Group index → the branch that is removed with it.
+        cuts: The removed blocks.
         blocks: Their names.
-        reasons: Number of a group, none of whose units is read → why it has no branch.
+        reasons: Index of a group of which nothing reads any unit → why it has no branch.
         dead: Other modules that have no effect without the branches, such as a norm before one → their output.
-        gone: Ids of the tensors that go.
+        gone: Ids of the removed tensors.
     """
 
     branches: Mapping[int, Branch] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class DepthPlan:
 
     @property
     def standing(self) -> tuple[str, ...]:
-        """The modules of branches that are not in blocks that go."""
+        """The modules of branches outside of removed blocks."""
         inside = tuple(f"{name}." for name in self.blocks)
         names = (*(name for branch in self.branches.values() for name in branch.modules), *self.dead)
         return tuple(dict.fromkeys(name for name in names if not name.startswith(inside)))
@@ -123,11 +123,11 @@ class DepthPlan:
         remove_blocks(model, self.cuts, journal)
 
     def complete(self, removal: Removal, tensors: Mapping[str, torch.Tensor]) -> Removal:
-        """Add the groups to a removal that go as a whole.
+        """Add the groups that are removed as a whole to a removal.
 
         Args:
-            removal: The units that go otherwise.
-            tensors: The tensors of the model by name, before anything goes.
+            removal: The other units to remove.
+            tensors: The tensors of the model by name, before anything is removed.
         """
         flags = [
             np.zeros_like(keep) if all(id(tensors[member.parameter]) in self.gone for member in group.members) else keep
@@ -141,7 +141,7 @@ class DepthPlan:
         """Return what is still to be removed from a model, after `apply`.
 
         Args:
-            removal: All units that go.
+            removal: All units to remove.
             tensors: The tensors of the model by name, before `apply`.
             modules: The modules of the model by name, before `apply`.
             model: The model, after it.
@@ -174,15 +174,15 @@ def plan_depth(
     *,
     is_uniform: bool = False,
 ) -> DepthPlan:
-    """Plan the removal of branches and blocks. The model does not change.
+    """Plan the removal of branches and blocks, without modifying the model.
 
     Args:
         model: The model.
         graph: The dependencies between its parameters.
         example: Runs the model on its example inputs.
-        groups: Numbers of groups none of whose units is read by anything, as all weights that do are zero; and those
-            of all groups that lose units.
-        is_uniform: Whether branches go only with their whole block, so that all blocks have the same parts.
+        groups: Indices of groups of which nothing reads any unit, because all weights that read them are zero; and
+            those of all groups that lose units.
+        is_uniform: Whether branches are only removed with their whole block, so that all blocks have the same parts.
     """
     empty, narrowed = groups
     if not empty:
@@ -211,7 +211,7 @@ def _list_blocks(model: nn.Module, cut: BlockCut) -> list[str]:
 
 
 def _select_cuts(model: nn.Module, branches: Mapping[int, Branch], example: ExampleRun) -> list[BlockCut]:
-    """Find the blocks that can go with branches, and try without them."""
+    """Find the blocks that can be removed with their branches, and try the model without them."""
     journal = Journal()
     cuts: list[BlockCut] = []
     try:
@@ -232,9 +232,9 @@ def _select_cuts(model: nn.Module, branches: Mapping[int, Branch], example: Exam
 def _select_cut(
     model: nn.Module, container: str, positions: tuple[int, ...], works: Callable[[Sequence[BlockCut]], bool]
 ) -> BlockCut | None:
-    """Return which blocks of a list can go: those that return their input.
+    """Return which blocks of a list can be removed: those that return their input.
 
-    Of all blocks of a transformers model, the first one stays, which counts tokens for the cache.
+    The first block of a transformers model is kept, because it counts tokens for the cache.
     """
     choices = [positions]
     if len(positions) == len(list_children(model, container)):

@@ -1,4 +1,4 @@
-"""Set all weights that read the units of groups to zero for a while, without memory for copies."""
+"""Temporarily set all weights that read the units of groups to zero, without copying them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["zero_consumers"]
 def zero_consumers(
     model: nn.Module, graph: Graph, tensors: Mapping[str, torch.Tensor], groups: Collection[int]
 ) -> Iterator[None]:
-    """Replace what reads the units of some groups by zeros, and afterwards put the same tensors back.
+    """Replace the weights that read the units of some groups by zeros, and restore the same tensors afterwards.
 
     Args:
         model: The model.
         graph: The dependencies between its parameters.
         tensors: All its parameters and buffers by name.
-        groups: Numbers of the groups.
+        groups: Indices of the groups.
     """
     keep = [np.full(group.units, number not in groups) for number, group in enumerate(graph.groups)]
     located = locate_removed(Removal(graph=graph, keep=tuple(keep)), tensors, {Role.CONSUMER})

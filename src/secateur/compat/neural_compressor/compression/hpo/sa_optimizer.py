@@ -1,4 +1,4 @@
-"""Define an optimizer of functions without gradients: simulated annealing."""
+"""Define a gradient-free optimizer: simulated annealing."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 class SimulatedAnnealingOptimizer:
-    """Search the best arguments of a function by simulated annealing.
+    """Search for the best arguments of a function by simulated annealing.
 
     Random numbers come from Python's `random` and from NumPy's global generator.
 
     Args:
-        generate_func: Function that proposes new points, given the present ones; by default, the present ones plus
+        generate_func: Function that proposes new points, given the current ones; by default, the current ones plus
             noise in proportion to the temperature.
         T0: Temperature at the start.
         Tf: Temperature at the end.
@@ -67,7 +67,7 @@ class SimulatedAnnealingOptimizer:
         self.best: tuple[float, list[float] | None] = (-math.inf if higher_is_better else math.inf, None)
 
     def gen_next_params(self, func: Callable[[Any], Any], points: Any) -> list[float] | None:
-        """Search from some points, which stay unchanged, and return the best one.
+        """Search from the given points, which are not modified, and return the best point.
 
         Args:
             func: Function from points, count × dimensions, to their values.
@@ -96,5 +96,5 @@ class SimulatedAnnealingOptimizer:
         return points + self.T * (np.random.random(points.shape) - np.random.random(points.shape))
 
     def _is_accepted(self, gain: float) -> bool:
-        """Accept an improvement always, and a loss with a probability that falls with the temperature."""
+        """Accept every improvement, and a loss with a probability that falls with the temperature."""
         return gain >= 0 or random.random() < math.exp(gain / self.T)  # noqa: S311 - not cryptography

@@ -104,17 +104,17 @@ def generate_mha_pruning_config(
 def model_slim(model: Any, dataloader: Iterable[Any] | None = None, round_multiplier: int = 32) -> Any:
     """Remove pruned channels and attention heads from a torch model, in place.
 
-    A hidden channel or head goes if all weights that read it are zero. Channels that are zero stay where this makes
-    their number a multiple of `round_multiplier`. The outputs of the model stay the same, which is checked; see
-    `secateur.slim`. Parameters are new objects, so that training must go on with a new optimizer. A pruning run of the
-    model ends.
+    A hidden channel or head is removed if all weights that read it are zero. Zero channels are kept where this makes
+    their number a multiple of `round_multiplier`. The outputs of the model do not change, which is verified; see
+    `secateur.slim`. Parameters are new objects, so create a new optimizer to continue training. An active pruning run
+    of the model is ended.
 
     Args:
         model: The pruned model.
         dataloader: Batches that the model accepts, the first of which is used. If a batch is a tuple or list, its first
             element is the model's input; mappings are passed as keyword arguments, without ``labels``. ``None``: random
-            tokens or images, which the configuration of a model of transformers describes.
-        round_multiplier: The number of channels of a layer that loses some is a multiple of this.
+            tokens or images, as the configuration of a transformers model describes them.
+        round_multiplier: The number of channels of a slimmed layer is a multiple of this.
 
     Returns:
         The model.
@@ -145,7 +145,7 @@ def model_slim_ffn2(model: Any, dataloader: Iterable[Any] | None = None, round_m
     Args:
         model: The pruned model.
         dataloader: Batches that the model accepts.
-        round_multiplier: The number of channels of a layer that loses some is a multiple of this.
+        round_multiplier: The number of channels of a slimmed layer is a multiple of this.
     """
     return _slim(model, dataloader, {"channels": round_multiplier})
 

@@ -81,7 +81,7 @@ class RecipeSearcher:
 
 
 class SelfMHASearcher:
-    """Finds the projections of attention whose heads Secateur can prune.
+    """Finds the projections of the attention layers whose heads Secateur can prune.
 
     Args:
         model: A torch module.

@@ -24,7 +24,7 @@ LINEAR = frozenset({"Linear", "Conv1D", "NonDynamicallyQuantizableLinear"})
 """Class names of linear layers."""
 
 EXAMPLES, TOKENS = 3, 23
-"""Number and length of made-up sequences, which are not the numbers of channels of any model."""
+"""Number and length of made-up sequences, which differ from the number of channels of any model."""
 
 IMAGE_SIZE = 64
 """Height and width of made-up images."""
@@ -33,7 +33,7 @@ IMAGE_SIZE = 64
 def find_attention(
     model: nn.Module, batches: Iterable[Any] | None = None
 ) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return the names of the query, key and value projections, and of the output projection, of each attention.
+    """Return the names of the query, key and value projections, and of the output projection, of each attention layer.
 
     Args:
         model: The model.
@@ -66,7 +66,7 @@ def find_consecutive_layers(model: nn.Module, batches: Iterable[Any] | None) -> 
 
 
 def slim_groups(model: nn.Module, batches: Iterable[Any] | None, multiples: Mapping[str, int]) -> SlimReport:
-    """Remove the units of some kinds that nothing reads, in place.
+    """Remove the units of the given kinds that nothing reads, in place.
 
     Args:
         model: The model. Runs that prune it end.
@@ -74,15 +74,15 @@ def slim_groups(model: nn.Module, batches: Iterable[Any] | None, multiples: Mapp
         multiples: Kind of the units, such as ``"channels"`` → the number of kept units is a multiple of this.
 
     Raises:
-        CalibrationError: There are no batches, and the model has no configuration of transformers.
+        CalibrationError: There are no batches, and the model has no transformers configuration.
         SecateurError: See `secateur.slim`.
     """
     model = unwrap_presented(model)
     inputs = _create_random_inputs(model) if batches is None else read_example_inputs(model, batches)
     if inputs is None:
         raise CalibrationError(
-            f"dataloader must be given for a {type(model).__name__}, whose inputs no configuration of transformers "
-            f"describes. Pass a list with one batch that the model accepts."
+            f"dataloader must be given for a {type(model).__name__}, whose inputs no transformers configuration "
+            "describes. Pass a list with one batch that the model accepts."
         )
     for pruner in list_active():
         if unwrap_model(pruner.model) is model:

@@ -15,7 +15,7 @@ __all__ = ["PatternMHA"]
 
 @register_pattern("ptMHA")
 class PatternMHA(PytorchBasePattern):
-    """Whole heads of attention: scores and masks have one number per head.
+    """Whole attention heads: scores and masks have one number per head.
 
     Args:
         config: An element of ``pruning_configs`` with all keys.
@@ -35,16 +35,16 @@ class PatternMHA(PytorchBasePattern):
         self.block = True
 
     def get_masks_global(self, scores: Any, target_sparsity_ratio: float, pre_masks: Any) -> dict[str, Any]:
-        """Select the heads to keep, ranking those of all attention together.
+        """Select the heads to keep, ranking those of all attention layers together.
 
         Args:
-            scores: Name of attention → scores of shape (heads, 1).
+            scores: Attention layer → scores of shape (heads, 1).
             target_sparsity_ratio: Share of the heads to prune, in [0, 1]; their number is rounded.
-            pre_masks: Name of attention → the mask of the last update, of shape (1, heads). Heads that it prunes stay
+            pre_masks: Attention layer → the mask of the last update, of shape (1, heads). Heads that it prunes stay
                 pruned.
 
         Returns:
-            Name of attention → booleans of shape (1, heads), ``True`` = kept.
+            Attention layer → booleans of shape (1, heads), ``True`` = kept.
 
         Raises:
             ScoreError: A score is ``nan``.
