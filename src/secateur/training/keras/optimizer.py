@@ -24,6 +24,7 @@ from secateur.results import PruningReport
 from secateur.training.checks import warn_if_already_sparse, warn_if_no_zeros, warn_if_pruned_at_once
 from secateur.training.keras.arguments import accept_old_arguments
 from secateur.training.keras.graph_array import trace_as_written
+from secateur.training.keras.layouts import distribute_values, get_replicated_layout
 from secateur.training.keras.state import SavedPlan, make_damage_error, read_header, read_values, require_keys
 from secateur.training.keras.step import ACTIVE, PruningStep
 from secateur.training.resume import FORMAT_VERSION, refuse_other_state
@@ -131,6 +132,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
     def _add_variable(
         self, shape: tuple[int, ...], initializer: str = "zeros", *, dtype: str, layout: Any = None, name: str
     ) -> keras.Variable:
+        layout = layout or get_replicated_layout(len(shape))
         return self.add_variable(
             shape=shape, initializer=initializer, dtype=dtype, layout=layout, name=name.replace("/", ">")
         )
@@ -364,10 +366,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         ]
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self.update_masks()
-        return (
-            [scope.get_current_value(variable) for variable in self._trainable_variables],
-            [scope.get_current_value(variable) for variable in self.variables],
-        )
+        return distribute_values(self._trainable_variables, scope), distribute_values(self.variables, scope)
 
     def report(self) -> PruningReport:
         """Return a report on what is pruned now."""
