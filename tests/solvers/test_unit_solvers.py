@@ -69,6 +69,22 @@ def test_each_round_removes_one_unit_of_every_part(name: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", UNIT_SOLVERS)
+def test_a_path_for_fewer_units_starts_equal(name: str, shape: str) -> None:
+    problem = make_case(SHAPES[shape]).problem
+    solver, parts = UNIT_SOLVERS[name](), problem.rule.parts
+    whole = solver.rank_units(problem)
+    for most in range(0, problem.units + 1, parts):
+        path = solver.rank_units(replace(problem, max_removed=most))
+        assert torch.equal(path.order[:most], whole.order[:most])
+        assert torch.equal(path.losses[: most + 1], whole.losses[: most + 1])
+        assert (path.losses <= whole.losses).all()
+        rounds = path.order.view(-1, parts) // (problem.units // parts)
+        assert sorted(path.order.tolist()) == list(range(problem.units))
+        assert all(sorted(units.tolist()) == list(range(parts)) for units in rounds)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", UNIT_SOLVERS)
 def test_unit_solvers_are_deterministic_and_do_not_modify_the_problem(name: str, shape: str) -> None:
     results = []
     case, reference = make_case(SHAPES[shape]), make_case(SHAPES[shape])

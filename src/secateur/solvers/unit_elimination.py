@@ -23,8 +23,8 @@ TIE = 1e-9
 """Relative difference below which losses count as equal, so that rounding errors do not decide which unit to remove."""
 
 
-def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
-    """Remove all units, each time the one with the lowest loss of those whose part may lose one.
+def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule, max_removed: int | None = None) -> RemovalPath:
+    """Remove units, each time the one with the lowest loss of those whose part may lose one.
 
     The inverses and weights of all layers are corrected after each removal, so each loss is the exact one without all
     units removed so far. On ties, the lower index is kept.
@@ -32,6 +32,7 @@ def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
     Args:
         losses: The losses of the layers that read the units, at least one.
         rule: The number of units and parts.
+        max_removed: Number of units after which the others follow without being ranked; ``None``: rank all.
     """
     eliminations = [_Elimination(loss) for loss in losses]
     units = torch.arange(rule.units, device=losses[0].inverse.device)
@@ -41,7 +42,8 @@ def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
     limit, pending = max(1, PENDING // max(loss.width for loss in losses)), 0
     order: list[int] = []
     steps: list[float] = []
-    for count in range(rule.units):
+    ranked = rule.units if max_removed is None else min(rule.units, -(-max_removed // rule.parts) * rule.parts)
+    for count in range(ranked):
         if count % rule.parts == 0:
             has_lost_P.zero_()
         scores_U = torch.stack([elimination.scores() for elimination in eliminations]).sum(dim=0)
@@ -55,8 +57,9 @@ def eliminate_units(losses: Sequence[UnitLoss], rule: KeepRule) -> RemovalPath:
                 elimination.correct(~is_removed_U)
             units, part_of_U = units[~is_removed_U], part_of_U[~is_removed_U]
             is_removed_U, pending = torch.zeros_like(units, dtype=torch.bool), 0
-    cumulative = torch.tensor([0.0, *steps], dtype=torch.float64).cumsum(dim=0)
-    return RemovalPath(order=torch.tensor(order, dtype=torch.int64), losses=cumulative)
+    rest = units[~is_removed_U].view(rule.parts, -1).T.flatten().tolist()
+    cumulative = torch.tensor([0.0, *steps, *[0.0] * len(rest)], dtype=torch.float64).cumsum(dim=0)
+    return RemovalPath(order=torch.tensor([*order, *rest], dtype=torch.int64), losses=cumulative)
 
 
 def _find_last_least(scores: torch.Tensor) -> int:

@@ -78,6 +78,8 @@ class UnitProblem:
         scores: Score of each unit by the configured criterion, over all its weights, of shape (U,).
         gradients: Gradient of the loss with respect to a mask of value 1 of each unit, for each sample, of shape
             (N, U); ``None``: not computed.
+        max_removed: Number of units that are removed at most, so that solvers can rank the others in any order;
+            ``None``: all of them.
     """
 
     name: str
@@ -85,6 +87,7 @@ class UnitProblem:
     consumers: Sequence[UnitConsumer]
     scores: torch.Tensor
     gradients: torch.Tensor | None = None
+    max_removed: int | None = None
 
     @property
     def known_gradients(self) -> torch.Tensor:
@@ -107,9 +110,9 @@ class RemovalPath:
     Attributes:
         order: All units, the first to be removed first, int64, of shape (U,).
         losses: Loss after the removal of the first k units, of shape (U + 1,); the first is 0, and they never decrease.
-            For a solver that measures errors, it is the error of the consumers' outputs, summed over tokens and
-            weighted by `UnitConsumer.importance`. Losses are comparable within a group, and for solvers that measure
-            errors also between groups.
+            After `UnitProblem.max_removed` units, it can be any lower bound. For a solver that measures errors, it is
+            the error of the consumers' outputs, summed over tokens and weighted by `UnitConsumer.importance`. Losses
+            are comparable within a group, and for solvers that measure errors also between groups.
     """
 
     order: torch.Tensor

@@ -74,7 +74,7 @@ class ZipLM(UnitSolver):
         """See `UnitSolver.rank_units`."""
         if not (losses := build_unit_losses(problem, self.damping)):
             return rank_by_score(problem, torch.zeros(problem.units))
-        return eliminate_units(losses, problem.rule)
+        return eliminate_units(losses, problem.rule, problem.max_removed)
 
     def update_consumer(self, consumer: UnitConsumer, keep_U: torch.Tensor) -> ConsumerUpdate:
         """See `UnitSolver.update_consumer`."""

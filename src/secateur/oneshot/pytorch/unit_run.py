@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -299,14 +299,15 @@ class UnitRunner(StageLoop[UnitStage]):
     def _solve(self, task: UnitTask) -> tuple[torch.Tensor, list[ConsumerUpdate]]:
         """Return the units to keep, and the new values of the consumers."""
         solver, count = self.recipe.unit_solver, self.counts[task.problem.name]
+        problem = replace(task.problem, max_removed=count)
         updates = []
         with allow_interrupts():
-            path = solver.rank_units(task.problem)
-            keep_U = solver.select_units(task.problem, path, count).cpu()
-            if keep_U.shape != (task.problem.units,) or int((~keep_U).sum()) != count:
+            path = solver.rank_units(problem)
+            keep_U = solver.select_units(problem, path, count).cpu()
+            if keep_U.shape != (problem.units,) or int((~keep_U).sum()) != count:
                 raise ConfigError(
-                    f"{type(solver).__name__} must remove {count} of {task.problem.units} units of "
-                    f"{task.problem.name!r}, found {int((~keep_U).sum())} of {len(keep_U)}."
+                    f"{type(solver).__name__} must remove {count} of {problem.units} units of {problem.name!r}, found "
+                    f"{int((~keep_U).sum())} of {len(keep_U)}."
                 )
             for part in task.parts:
                 keep = keep_U.to(part.consumer.weight.device)
