@@ -12,8 +12,8 @@ settings.load_profile("ci")
 KINDS = ("allocations", "criteria", "patterns", "refiners", "schedules", "solvers")  # each with a registry
 REGISTRIES = {
     **{f"secateur.{kind}": (kind.upper(),) for kind in KINDS},
-    "secateur.compat.neural_compressor._written_criteria": ["CRITERIA", "TF_CRITERIA", "SCHEDULERS", "REGS", "PRUNERS"],
-    "secateur.compat.neural_compressor._written_patterns": ("PATTERNS",),
+    "secateur.compat.neural_compressor._user_criteria": ["CRITERIA", "TF_CRITERIA", "SCHEDULERS", "REGS", "PRUNERS"],
+    "secateur.compat.neural_compressor._user_patterns": ("PATTERNS",),
     "secateur.graph": ("RULES",),
 }
 

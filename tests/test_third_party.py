@@ -128,7 +128,7 @@ def test_integers_must_fit(tmp_path: Path, stored: int, held: torch.dtype) -> No
     model = nn.Module()
     model.register_buffer("x", torch.zeros(1, dtype=held))
     torch.save({"x": torch.tensor([stored])}, tmp_path / "x.pt")
-    with pytest.raises(ModelLoadError, match="cannot represent its numbers"):
+    with pytest.raises(ModelLoadError, match="cannot represent its values"):
         load_weights(model, tmp_path / "x.pt")
 
 
@@ -225,7 +225,7 @@ def test_weights_that_the_model_does_not_use_are_named(tmp_path: Path) -> None:
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, num_hidden_layers=2)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}), "utf-8")
-    with pytest.warns(UserWarning, match=r"has 9 tensors without a place in LlamaForCausalLM, .*'model.layers.1.mlp"):
+    with pytest.warns(UserWarning, match=r"has 9 tensors that LlamaForCausalLM does not use .*'model.layers.1.mlp"):
         load_trained(str(tmp_path))
 
 

@@ -174,7 +174,7 @@ def _move_other_files(target: Path, new: Path, owned: set[str], subfolder: str =
 
 
 def _link_or_copy(file: Path, copy: Path) -> None:
-    """Link a file, so that other processes do not wait long for the lock, or copy it if that fails."""
+    """Link a file, to hold the lock only briefly, or copy it if that fails."""
     if file.is_file() and not file.is_symlink():
         with suppress(OSError, NotImplementedError):
             os.link(file, copy)

@@ -9,7 +9,7 @@ from functools import lru_cache
 __all__ = ["find_pattern", "matches_any"]
 
 PLAIN = re.compile(r"(?:[\w./-]|\\\.)+")
-"""Matches expressions that are an ordinary name, as most are. Thousands of them are looked up at once."""
+"""Matches expressions that are plain names, as most are. Thousands of them are looked up at a time."""
 
 
 def find_pattern(patterns: Iterable[str], *names: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Register patterns, criteria, schedules and the like by name, with a decorator or through entry points."""
+"""Register patterns, criteria, schedules and other methods by name, with a decorator or through entry points."""
 
 from __future__ import annotations
 

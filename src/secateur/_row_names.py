@@ -11,7 +11,7 @@ from math import prod
 __all__ = ["cut_names", "join_names", "split_name"]
 
 HEADS = (1 / 3, 1 / 2, 2 / 3)
-"""Shares of a cut name to keep at its start, of which the first that keeps most names intact is used."""
+"""Shares of a cut name to keep at its start. The first share that keeps the most names distinct is used."""
 
 NUMBER = re.compile(r"(?<![^./])(?:0|[1-9][0-9]{0,9})(?![^./])")
 """Matches a part of a name that is a number, such as the number of a block; numbers with leading zeros are not."""
@@ -62,7 +62,7 @@ def _format_numbers(numbers: Iterable[int]) -> str:
 
 
 def cut_names(names: Iterable[str], width: int) -> dict[str, str]:
-    """Cut names that are longer than `width` characters in the middle, where they stay different.
+    """Cut names that are longer than `width` characters in the middle, if they stay distinct.
 
     Returns:
         Name → what to show of it.

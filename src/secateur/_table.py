@@ -123,7 +123,7 @@ class Table:
         return rows, dimmed
 
     def _cut_names(self, rows: list[list[str]], max_width: int) -> list[list[str]]:
-        """Cut the cells of the first column in the middle where the table is too wide and they stay different."""
+        """Cut the cells of the first column in the middle if the table is too wide and they stay distinct."""
         excess = self._compute_min_width(rows) - max_width
         names = [row[0] for row in rows]
         if excess <= 0 or len(self.columns) < 2:

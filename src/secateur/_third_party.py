@@ -25,8 +25,8 @@ MEMORY_WORDS = ("allocate memory", "not enough memory", "out of memory", "bad_al
 def translate_errors(kind: type[SecateurError], message: str, hint: str = "") -> Iterator[None]:
     """Raise any exception of third-party code as an error of this package.
 
-    Errors of this package pass unchanged, except for `ArtifactError`, which is also raised as `kind`. Interrupts pass
-    unchanged too.
+    Errors of this package pass unchanged, except for `ArtifactError`, which is also raised as `kind`. Interrupts also
+    pass unchanged.
 
     Args:
         kind: The class of the error to raise.

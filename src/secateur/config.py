@@ -86,8 +86,8 @@ class PruningConfig(BaseModel):
         start_step: Step of the first mask update. It is at least 1 for criteria that need gradients, unless the
             schedule prunes nothing at `start_step`.
         end_step: Step at which the target is reached. ``None``: `start_step`; everything is pruned at once.
-        pruning_frequency: Steps between two mask updates. The last one is always at `end_step`, and comes sooner after
-            the one before if the steps from `start_step` to `end_step` are not a multiple of the frequency.
+        pruning_frequency: Steps between two mask updates. The last one is always at `end_step`, and follows sooner if
+            the steps from `start_step` to `end_step` are not a multiple of the frequency.
         sparsity_decay_type: Name of the schedule by which sparsity grows from `start_step` to `end_step`, or a function
             ``(initial, target, progress) -> sparsity``. Only names can be saved to a file.
         progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are fewer
@@ -96,9 +96,8 @@ class PruningConfig(BaseModel):
         granularity: Only for patterns with units in several layers, such as ``"channels"``: the number of units that
             each group keeps is a multiple of this, such as 8, 16 or 32 for fast kernels, or the group keeps all its
             units. The sparsity is rounded to the nearest such number, within the minimum and maximum sparsity.
-        allow_inexact: Only for patterns with units in several layers: whether to prune groups of which pruned units
-            still affect the model's outputs, through a norm or a softmax over them, so that removing them changes the
-            outputs.
+        allow_inexact: Only for patterns with units in several layers: whether to prune groups whose pruned units still
+            affect the model's outputs through a norm or a softmax over them, so removing them changes the outputs.
         min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
         max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1]. ``None``: 0.98 in a global ranking, so
             that no layer loses its last unit, and no maximum in a local one. 1.0 lets a layer lose all its units.
@@ -282,7 +281,7 @@ class PruningConfig(BaseModel):
         return None if rule is None else self._apply_rule(rule)
 
     def _apply_rule(self, rule: Mapping[str, Any]) -> PruningConfig:
-        # These are valid already, and checking thousands of names for each layer takes minutes.
+        # These are already valid, and checking thousands of names for each layer would take minutes.
         selection = {key: getattr(self, key) for key in SELECTION_KEYS}
         settings = self.model_dump(exclude={*SELECTION_KEYS, "layers", "layer_types"}) | _rename_keys(rule)
         return PruningConfig(**settings).model_copy(update=selection)

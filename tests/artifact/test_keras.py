@@ -214,7 +214,7 @@ def test_a_damaged_tensor_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_belongs_to_transformers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tokenizer belongs to a model of transformers"):
+    with pytest.raises(ConfigError, match="tokenizer is for transformers models"):
         secateur.save(net(), tmp_path / "saved", tokenizer=object())
 
 

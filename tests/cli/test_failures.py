@@ -59,7 +59,7 @@ def make_validation_error() -> Exception:
         (torch.OutOfMemoryError("CUDA"), 1, "Not enough memory on this machine or device."),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "Not enough memory on this machine or device."),
         (RecursionError(), 1, "nested too deeply"),
-        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 1, "A text cannot be read or written: "),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 1, "Text cannot be read or written: "),
         (ValueError("embedded null byte"), 1, "A path contains a NUL character. Remove it."),
         (SystemExit(0), 1, "The model's code exited the program with exit code 0."),
         (KeyboardInterrupt(), 130, "Interrupted."),

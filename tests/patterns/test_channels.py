@@ -355,7 +355,7 @@ def test_layers_that_only_pass_on_channels_have_a_reason() -> None:
     depthwise = WeightView(shape=(2, 1, 3), output_axes=(0,), kernel_axes=(2,), input_axes=(1,), groups=2)
     group = Group(units=2, members=(consumer, member("depthwise", (2, 1, 3), 0, Role.PER_CHANNEL)), name="g")
     pattern = make_pattern({"fc": view(3, 2), "depthwise": depthwise}, group)
-    reason = "it only passes on the channels of 'g', each with weights of its own"
+    reason = "it only passes on the channels of 'g', each with its own weights"
     assert pattern.invalid_layers == {"depthwise": reason}
     lonely = Group(units=2, members=(group.members[1],), name="h")
     pattern = make_pattern({"depthwise": depthwise}, lonely)

@@ -14,7 +14,7 @@ from secateur.errors import ArtifactError
 __all__ = ["MAX_CONFIG_BYTES", "MAX_COUNTS", "check_config", "read_config_json"]
 
 MAX_CONFIG_BYTES = 16_000_000
-"""The largest in use list names of about ten thousand labels."""
+"""The largest configurations in use list about ten thousand labels."""
 
 MAX_COUNTS: Mapping[str, int] = {
     r"(layer|block|stage|depth|codebook|quantizer)s?": 2_000,
@@ -36,7 +36,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Raise `ArtifactError` if a configuration has more layers, heads or the like than any model.
+    """Raise `ArtifactError` if a configuration has more layers, heads or similar than any real model.
 
     transformers uses such counts as lengths of loops and lists before any other check.
 

@@ -54,8 +54,8 @@ def explain_failures(path: Path, task: str = "build a model", hint: str = "") ->
 
     Args:
         path: The folder or file that the model is read from.
-        task: What transformers was asked to do.
-        hint: What to do about a failure, as a sentence.
+        task: The task that transformers failed to do.
+        hint: How to fix the failure, as a sentence.
     """
     return translate_errors(ModelLoadError, f"transformers cannot {task} from {str(path)!r}", hint)
 

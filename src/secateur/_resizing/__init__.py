@@ -1,1 +1,1 @@
-"""Sizes and parts of modules that differ from those in their code or configuration, because units were removed."""
+"""Sizes and parts of modules that differ from their code or configuration because units were removed."""

@@ -56,7 +56,7 @@ def make_source(model: keras.Model, tokenizer: Any = None) -> Source:
         ConfigError: There is a tokenizer.
     """
     if tokenizer is not None:
-        raise ConfigError("tokenizer belongs to a model of transformers, and this is a Keras model. Leave it out.")
+        raise ConfigError("tokenizer is for transformers models, and this is a Keras model. Leave it out.")
     if not model.built:
         raise UnsupportedModelError(f"The model {model.name!r} must be built. Call it on one batch first.")
     variables = _name_variables(model)

@@ -151,7 +151,7 @@ class TensorEntry(_ManifestModel):
 
     Attributes:
         file: The shard with the tensor.
-        layer: The layer whose weight it is, if pruning would prune or did prune that layer.
+        layer: The layer whose weight it is, if that layer was pruned or could be.
         dtype: The data type, a key of `DTYPES`.
         shape: The dense shape.
         layout: What the axes are; ``None``: it is not a weight that patterns apply to.

@@ -333,7 +333,7 @@ class GroupPacking(Packing):
         return keep.reshape(nonzero.shape)
 
     def _fill_groups(self, groups: Flags) -> Flags:
-        """Select the first zeros too in groups with fewer than N weights."""
+        """Also select the first zeros in groups with fewer than N weights."""
         survivors = groups.sum(axis=1, dtype=np.int32)
         if survivors.max() > self.count:
             raise ArtifactError(f"a group of {self.group} keeps {survivors.max()}, but {self.name} stores {self.count}")

@@ -19,7 +19,7 @@ __all__ = ["find_verified_pattern", "fits_pattern", "restate_claim", "verify_pat
 LAYER = "weight"
 
 WRITTEN = re.compile(r"(pt|keras)[A-Z][^()]*(\([^()]+\))?")
-"""Names of pattern classes that were written for Intel Neural Compressor, which prune single weights."""
+"""Names of pattern classes for Intel Neural Compressor that prune single weights."""
 
 MIN_EXPLAINED = 0.99
 """Smallest share of the zeros in pruned units for which a weight in another layout still has the pattern."""
@@ -60,8 +60,8 @@ def verify_pattern(
 def find_verified_pattern(specification: str, view: WeightView, claim: Claim | None) -> str:
     """Return the pattern by which a weight is verified.
 
-    This is the requested one, or ``"1x1"`` if its class was written for Intel Neural Compressor, and is not registered
-    or does not tell which weights of a file are pruned together.
+    This is the requested one, or ``"1x1"`` for a class for Intel Neural Compressor that is not registered or does not
+    define which weights of a file are pruned together.
 
     Args:
         specification: The requested pattern.
@@ -95,7 +95,7 @@ def verify_recognized_pattern(specification: str, view: WeightView, nonzero: npt
 
 
 def restate_claim(specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_]) -> Claim:
-    """State what is pruned in a weight that is written in another layout than that in which it was pruned.
+    """State what is pruned in a weight that is written in a different layout than it was pruned in.
 
     If most of its zeros are outside of pruned units, because rows or columns have another order, the pattern is
     ``1x1``.

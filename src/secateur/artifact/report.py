@@ -14,7 +14,7 @@ from secateur.results import Column, Report, Row
 __all__ = ["ArtifactReport", "TensorRow", "report_on_artifact", "report_on_tensors"]
 
 MAX_NEGATIVE_ZEROS = 0.001
-"""Share of the zeros that may be ``-0.0`` without a note, because they make files hardly larger."""
+"""Share of the zeros that may be ``-0.0`` without a note, because they barely increase the file size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class TensorRow(Row):
 
     Attributes:
         name: The name of the tensor.
-        layer: The layer whose weight it is, if pruning would prune or did prune that layer.
+        layer: The layer whose weight it is, if that layer was pruned or could be.
         shape: The dense shape.
         dtype: The data type, such as ``"BF16"``.
         pattern: The pattern of its zeros: the requested one, or the strictest that was recognized; ``None``: there is
@@ -35,7 +35,7 @@ class TensorRow(Row):
         packing: How it is packed, or ``"dense"``.
         problem: Why verification failed; ``None``: there is no problem.
         verified_as: The pattern by which the zeros were verified in place of `pattern`, because no registered class
-            tells which weights are pruned together; ``None``: it was `pattern`.
+            defines which weights are pruned together; ``None``: it was `pattern`.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
@@ -90,7 +90,7 @@ class ArtifactReport(Report):
         others: Number of other tensors.
         other_bytes: Bytes of the other tensors.
         disk_bytes: Bytes of the files; ``None``: there are no files.
-        is_packed: Whether the packed bytes are in files; if not, they are what packing would need.
+        is_packed: Whether the packed bytes are in files; if not, they are an estimate.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("dense_bytes", "packed_bytes", "problems")
@@ -165,8 +165,8 @@ class ArtifactReport(Report):
             )
         replaced = {(row.pattern, row.verified_as) for row in self.tensors if row.verified_as is not None}
         lines += [
-            f"The zeros of {pattern!r} were verified as {other!r}, because no registered class tells which weights are "
-            f"pruned together."
+            f"The zeros of {pattern!r} were verified as {other!r}, because no registered class defines which weights "
+            "are pruned together."
             for pattern, other in sorted(replaced, key=str)
         ]
         if self.problems:

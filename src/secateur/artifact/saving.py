@@ -68,11 +68,11 @@ def save(
 
 
 def save_over(model: Any, checkpoint: Source, path: str | Path, *, report: PruningReport) -> ArtifactReport:
-    """Save a transformers model that was loaded from a checkpoint, so that only what pruning changed differs from it.
+    """Save a transformers model over its checkpoint, so that only what pruning changed is different.
 
     Args:
         model: The pruned model.
-        checkpoint: What it was loaded from, opened before pruning.
+        checkpoint: The checkpoint that it was loaded from, opened before pruning.
         path: See `save`.
         report: See `save`.
 

@@ -1,4 +1,4 @@
-"""Describe what an artifact is written from: the tensors of a model, a checkpoint or another artifact."""
+"""Describe the source of an artifact: the tensors of a model, a checkpoint or another artifact."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SourceTensor:
         view: What the axes are; ``None``: it is not a weight that patterns apply to.
         layer: The layer whose weight it is; ``None``: it is not the weight of a layer that can be pruned.
         is_prunable: Whether a plan for the whole model would prune it, which excludes output layers and embeddings.
-        origins: The layers of the model that it is made of, if it is written in another layout.
+        origins: The layers of the model that it is built from, if it is written in a different layout.
     """
 
     dtype: str
@@ -80,7 +80,7 @@ class Source:
         return any(part is not None for part in (self.sizes, self.branches, self.blocks))
 
     def find_claim(self, tensor: SourceTensor) -> Claim | None:
-        """Return what pruning did to a tensor, or to the first of the layers that it is made of."""
+        """Return what pruning did to a tensor, or to the first of the layers that it is built from."""
         layers = tensor.origins or ((tensor.layer,) if tensor.layer is not None else ())
         return next((self.claims[layer] for layer in layers if layer in self.claims), None)
 
@@ -105,7 +105,7 @@ class Source:
 
 
 def _make_claim(layer: LayerResult, *, is_coupled: bool) -> Claim:
-    """State what is pruned in the weight of a layer; no pattern of a single weight describes slices of two groups."""
+    """State what is pruned in the weight of a layer; slices of two groups are not a pattern of a single weight."""
     if is_coupled:
         return Claim(pattern="1x1", units=layer.weights, pruned_units=layer.pruned_weights)
     return Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)

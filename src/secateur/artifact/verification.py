@@ -69,16 +69,15 @@ def verify(path: str | Path, *, pattern: str | None = None) -> ArtifactReport:
     """Read every tensor and verify that it matches the manifest.
 
     In an artifact, verification covers digests, counts of zeros, and the pattern and number of pruned units of every
-    pruned layer. Files of other tools must be readable. Pattern classes that were written for Intel Neural Compressor
-    tell themselves which weights are pruned together; if no such class is registered, zeros are counted one by one, and
-    the report says so.
+    pruned layer. Files of other tools must be readable. Pattern classes for Intel Neural Compressor define which
+    weights are pruned together; if the class is not registered, zeros are counted one by one, and the report says so.
 
     Args:
         path: The folder of an artifact, a safetensors file, or a transformers folder.
-        pattern: A pattern that the weight of every layer that can be pruned must have, also of layers that the run
-            left out. Exempt are output layers, embeddings, weights that the pattern does not fit, and layers that
-            a run with this pattern left dense because others were pruned more, as the manifest states. If the layers
-            are unknown, all tensors with two or more axes count.
+        pattern: A pattern that the weight of every layer that can be pruned must have, including layers that the run
+            left out. Exempt are output layers, embeddings, weights that the pattern does not fit, and layers that a run
+            with this pattern left dense because others were pruned more, as the manifest states. If the layers are
+            unknown, all tensors with two or more axes count.
 
     Returns:
         The report, without problems.
@@ -179,7 +178,7 @@ def _check_stated_pattern(entry: TensorEntry, nonzero: npt.NDArray[np.bool_]) ->
         problem = verify_recognized_pattern(entry.pattern, entry.view, nonzero)
         return problem and f"not {entry.pattern!r}: {problem}"
     problem = verify_pattern(entry.pattern, entry.view, nonzero, entry.pruned)
-    return problem and f"not {entry.pattern!r} any more: {problem}"
+    return problem and f"no longer {entry.pattern!r}: {problem}"
 
 
 def _check_requested_pattern(

@@ -1,4 +1,4 @@
-"""The options for calibration data, of ``secateur prune`` and ``secateur slim``."""
+"""The calibration options of ``secateur prune`` and ``secateur slim``."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class CalibrationOptions:
 
     @property
     def is_set(self) -> bool:
-        """Whether the user says which data."""
+        """Whether the user has specified the data."""
         return any(option is not None for option in (self.file, self.sequences, self.length))
 
     def load_batches(self, trained: TrainedModel) -> Any:
-        """Load the data, and say what it is.
+        """Load the data, and print a description of it.
 
         Raises:
             SecateurError: There is no data for this model, or it does not fit.

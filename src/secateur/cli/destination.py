@@ -27,7 +27,7 @@ class Destination:
 
     Attributes:
         out: The output folder; an existing artifact is replaced.
-        is_written: Whether this process writes it, and not another one that it works together with.
+        is_written: Whether this process writes it, rather than another rank.
     """
 
     out: Path

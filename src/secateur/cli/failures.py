@@ -27,7 +27,7 @@ def report_failure(error: BaseException, *, debug: bool) -> int:
 
     Args:
         error: The exception that a command raised.
-        debug: Whether to print the traceback too.
+        debug: Whether to also print the traceback.
 
     Returns:
         The exit code.
@@ -64,7 +64,7 @@ def explain_failure(error: BaseException) -> tuple[int, str]:
         case OSError():
             return ERROR, _describe_os_error(error)
         case UnicodeError():
-            return ERROR, f"A text cannot be read or written: {error}."
+            return ERROR, f"Text cannot be read or written: {error}."
     if is_out_of_memory(error):
         return ERROR, "Not enough memory on this machine or device."
     if isinstance(error, ValueError) and "embedded null" in str(error):

@@ -113,7 +113,7 @@ def read_config_options(
 
 
 def warn_about_defaults(settings: PruningConfig) -> None:
-    """Say what is pruned by default, because that can be more than a model endures."""
+    """Warn how much is pruned by default, because the default is too much for many models."""
     from secateur.patterns import get_pattern
 
     target = get_pattern(settings, {}, "array").target_sparsity

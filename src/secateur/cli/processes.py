@@ -22,11 +22,11 @@ DISTRIBUTED_COMMAND = "prune"
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """The processes of this command, as one of them sees them.
+    """This process among the processes of the command.
 
     Attributes:
-        is_leader: Whether this one writes files and prints.
-        device: The device that this one uses.
+        is_leader: Whether this process writes files and prints.
+        device: The device that this process uses.
     """
 
     is_leader: bool = True
@@ -37,7 +37,7 @@ class Processes:
 def join_processes(device: str | None) -> Iterator[Processes]:
     """Work together with the other processes of ``torchrun``, if it has started any.
 
-    An error in one of them ends all of them, and rank 0 prints it, unless it is gone.
+    An error in one of them ends all of them, and rank 0 prints it, if it is still running.
 
     Args:
         device: The device, as the user names it.
@@ -67,7 +67,7 @@ def join_processes(device: str | None) -> Iterator[Processes]:
 
 
 def refuse_processes(command: str | None) -> None:
-    """Raise `ConfigError` if ``torchrun`` runs a command that each process would run alone, in the same folder."""
+    """Raise `ConfigError` if ``torchrun`` runs a command that does not support several processes."""
     count = _count_processes()
     if count > 1 and command != DISTRIBUTED_COMMAND:
         raise ConfigError(
@@ -89,5 +89,5 @@ def _silence() -> Iterator[None]:
 
 
 def _interrupt(*_: Any) -> None:
-    """Handle the end that torchrun asks for like Ctrl-C, which leaves no file behind."""
+    """Handle a termination by torchrun like Ctrl-C, which leaves no files behind."""
     signal.raise_signal(signal.SIGINT)

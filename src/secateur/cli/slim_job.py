@@ -70,7 +70,7 @@ class SlimMethod:
     Attributes:
         solver: Name of the solver; ``None``: the default.
         refine: Names of the refiners, in order.
-        budget: How much may remain; ``None``: the target of the configuration counts.
+        budget: How much may remain; ``None``: the target of the configuration applies.
     """
 
     solver: str | None
@@ -85,9 +85,11 @@ class SlimJob:
     Attributes:
         model: The model, in a form that `load_trained` accepts.
         weights: File with its weights.
-        settings: How to prune it; ``None``: only remove units that are zero already, or prune all units for a budget.
+        settings: How to prune it; ``None``: only remove units that are already zero, or consider all units for a
+            budget.
         method: How to prune with calibration data; ``None``: by the configured criterion, without data.
-        data: The options for calibration data. Example inputs come from its file too; they are random if there is none.
+        data: The options for calibration data. Example inputs also come from its file; they are random if there is
+            none.
         mode: Which zero units are removed.
         target: The output folder.
     """
@@ -157,14 +159,14 @@ class SlimJob:
         return report
 
     def _explain_unchanged(self, report: SlimReport) -> str:
-        """Say why no unit can be removed."""
+        """Explain why no unit can be removed."""
         if stuck := [group for group in report.groups if group.zero_units]:
             reasons = format_reasons((group.name, group.reason) for group in stuck)
-            return f"Nothing of {self.model!r} was removed. Units that are zero stay for these reasons:\n{reasons}"
+            return f"Nothing was removed from {self.model!r}. Zero units were kept for these reasons:\n{reasons}"
         count = format_count(len(report.groups), "group")
         return (
-            f"Nothing of {self.model!r} can be removed, because no unit of its {count} is zero. To prune it first, add "
-            f"--pattern channels and --target-sparsity."
+            f"Nothing can be removed from {self.model!r}, because no unit of its {count} is zero. To prune it first, "
+            f"add --pattern channels and --target-sparsity."
         )
 
     def _write_code(self, model: Any) -> str:

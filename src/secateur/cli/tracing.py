@@ -1,4 +1,4 @@
-"""Trace the model of a command, with example inputs that the command makes."""
+"""Trace the model of a command, with example inputs that the command generates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["trace_groups", "trace_model"]
 
 
 def trace_model(trained: TrainedModel, file: Path | None = None) -> tuple[Any, Graph]:
-    """Trace a model, and say with which example inputs.
+    """Trace a model, and print which example inputs are used.
 
     Args:
         trained: The model.
@@ -28,13 +28,14 @@ def trace_model(trained: TrainedModel, file: Path | None = None) -> tuple[Any, G
         The example inputs, and the graph.
 
     Raises:
-        SecateurError: No example inputs can be made, or the model cannot be traced with them.
+        SecateurError: No example inputs can be generated, or the model cannot be traced with them.
     """
     batch = make_example_batch(trained, file)
     if batch is None:
         raise CalibrationError(
-            f"Which weights belong together follows from running the model, and for {type(trained.model).__name__} no "
-            f"inputs can be made. Pass a file of inputs, {' or '.join(ARRAY_SUFFIXES)}, with --calibration."
+            "Groups of weights are found by running the model, and no inputs can be generated for "
+            f"{type(trained.model).__name__}. Pass a file of inputs, {' or '.join(ARRAY_SUFFIXES)}, with "
+            "--calibration."
         )
     say(f"Example inputs: {batch.description}.")
     return batch.inputs, trace(trained.model, batch.inputs)
@@ -49,8 +50,8 @@ def trace_groups(trained: TrainedModel, kinds: Collection[str], file: Path | Non
         file: See `trace_model`.
 
     Returns:
-        The graph; ``None``: no example inputs can be made, but the heads of a torch model are found by the names of
-        its layers too.
+        The graph; ``None``: no example inputs can be generated, but the heads of a torch model can also be found by
+        layer names.
 
     Raises:
         SecateurError: See `trace_model`.

@@ -54,7 +54,7 @@ class ImportedRun:
 
         Args:
             model: The model.
-            calibration: Batches as the model takes them, if the solver needs them.
+            calibration: Batches in the form that the model accepts, if the solver needs them.
             execution: Where and how a run with calibration data executes.
 
         Raises:

@@ -60,7 +60,7 @@ def merge_settings(parts: Sequence[LayerSettings], **common: Any) -> PruningConf
 def match_names(names: Iterable[str]) -> str:
     """Build one regular expression that matches only these names.
 
-    The expression itself is never the name of a layer, so a layer that cannot be pruned stays dense without an error.
+    The expression is never itself a layer name, so layers that cannot be pruned stay dense without an error.
 
     Examples:
         >>> match_names(["fc", "head"])

@@ -50,8 +50,7 @@ class BaseCriterion(ABC):
         sees_every_step: Whether `score` is called at every step, even if only the scores of the last one count. Without
             it, and with ``decay = 0``, it is called only for steps after which units are ranked.
         reduction: The reduction that the definition of the criterion requires; ``None``: the configured one.
-        is_rearranged: Whether one-shot pruning with a loss exchanges units after it ranked them; see
-            `rearrange_units`.
+        is_rearranged: Whether one-shot pruning with a loss swaps units after ranking them; see `rearrange_units`.
     """
 
     needs_gradient: ClassVar[bool]

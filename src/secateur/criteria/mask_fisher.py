@@ -16,7 +16,7 @@ class MaskFisher(Taylor):
 
     If a unit's weights were multiplied by a mask variable of value 1, this would be the entry of that variable on the
     diagonal of the empirical Fisher information. Unlike in `Taylor`, all batches count equally, which suits a model
-    that is not trained meanwhile. `secateur.prune` also rearranges the masks of each layer: see `rearrange_units`. The
+    that is not being trained. `secateur.prune` also rearranges the masks of each layer: see `rearrange_units`. The
     definition includes the reduction, so ``criterion_reduce_type`` is ignored.
 
     Source:

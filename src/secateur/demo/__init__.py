@@ -68,7 +68,7 @@ def run_demo(
         seeds: Number of seeds per row of a table, ≥ 1; ``None``: that of the scale.
         console: Where tables go, and in terminals progress bars.
         hyperparameters: How to train the small networks; ``None``: the defaults of each framework.
-        scale: How much to do.
+        scale: The scale of the demo.
 
     Raises:
         ConfigError: The folder cannot be created.
@@ -144,7 +144,7 @@ def _run_keras_digits(
 
 
 def _choose_keras_backend() -> str:
-    """Choose the backend that Keras is set to, else the first that is installed, else that of the demo extra."""
+    """Choose the configured Keras backend, else the first that is installed, else that of the demo extra."""
     return next((name for name in (get_keras_backend(), *KERAS_BACKENDS) if is_installed(name)), "torch")
 
 
@@ -206,5 +206,5 @@ def _print_skipped(part: str, reason: str, console: Console) -> None:
 
 
 def _show_progress(console: Console) -> ProgressDisplay:
-    """Show bars between the tables of a terminal; elsewhere, print lines to standard error."""
+    """Show progress bars between the tables in a terminal; elsewhere, print lines to standard error."""
     return ProgressDisplay(console if console.is_terminal else None)

@@ -1,4 +1,4 @@
-"""Train and prune a small Keras network with ``fit``, on the backend that Keras is set to."""
+"""Train and prune a small Keras network with ``fit``, on the configured Keras backend."""
 
 from __future__ import annotations
 

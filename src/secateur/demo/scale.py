@@ -1,4 +1,4 @@
-"""How much the demo does: a quick tour by default, and everything on request."""
+"""The scale of the demo: a quick tour by default, or everything."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["FULL", "QUICK", "Scale"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How much the demo does.
+    """The scale of the demo.
 
     Attributes:
         seeds: Default number of seeds per row of a table.

@@ -55,7 +55,7 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 class OwnedWeight:
     """A parameter in place of the module that owns it and perhaps others, such as a recurrent weight.
 
-    It replaces the module wherever a layer is expected, and its name is the name of the parameter in the model.
+    It can replace the module wherever a layer is expected, and its name is the name of the parameter in the model.
 
     Attributes:
         module: The module that owns the parameter.

@@ -53,7 +53,7 @@ class SizeUse:
 
     @property
     def size(self) -> int:
-        """The number today."""
+        """The current number."""
         return len(self.units)
 
     def count_kept(self, keep: Sequence[Flags]) -> int:

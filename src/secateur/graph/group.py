@@ -233,7 +233,7 @@ class Group:
     def count_kept(self, prune: int) -> int:
         """Return how many units to keep in order to prune about `prune` units.
 
-        This is the number nearest to ``units - prune`` that the constraints allow. Ties go to the greater number.
+        This is the number nearest to ``units - prune`` that the constraints allow. Ties go to the larger number.
         """
         rules, target = self.constraints, self.units - prune
         step, lowest = rules.step, -(-rules.minimum // rules.step) * rules.step

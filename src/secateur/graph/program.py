@@ -1,4 +1,4 @@
-"""The calls of a model's forward pass, as every front end records them."""
+"""The calls of a model's forward pass, in the form that all front ends record."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Run(Generic[Weight]):
         given = self.observer.find_scores(step) if self.observer and self.updater.reads_scores(step) else None
         if given is not None:
             return self._rank_by(given, step, current) if given else {}
-        # Before the first gradient there is nothing to rank by, and nothing to rank; see `_check_first_gradient`.
+        # Before the first gradient, nothing can be ranked, and nothing is due; see `_check_first_gradient`.
         stream = self.scores.stream_equal if step == 0 and self.scores.needs_gradient else self.scores.stream
         return self.updater.advance(step, stream, current) or {}
 
@@ -185,7 +185,7 @@ class Run(Generic[Weight]):
         units = sum(self.pattern.units[name].total for name in parts)
         pruned_units = sum(self.pattern.units[name].add(count_true(~kept[name])) for name in parts if name in kept)
         tiling, *others = parts.values()
-        if not others and isinstance(tiling, SliceTiling):  # a weight on its own has blocks, whatever they are part of
+        if not others and isinstance(tiling, SliceTiling):  # a single weight has blocks, whatever units they belong to
             pattern, blocks = tiling.block
             units, pruned_units = units * blocks, pruned_units * blocks
         return LayerResult(

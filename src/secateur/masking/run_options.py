@@ -10,7 +10,7 @@ __all__ = ["RunObserver", "RunOptions"]
 
 
 class RunObserver(Protocol):
-    """Takes part in the steps of a run, with code that was written for the interface of another project."""
+    """Observes the steps of a run, for code that uses the interface of another project."""
 
     def before_step(self, step: int) -> None:
         """Called before step number `step` of the optimizer, when the gradients are ready."""
@@ -22,7 +22,7 @@ class RunObserver(Protocol):
         """Called when units are ranked after `step` steps.
 
         Returns:
-            Layer → scores in the shape of its weight, or one per unit. Empty: the update is left out. ``None``: the
+            Layer → scores in the shape of its weight, or one per unit. Empty: the update is skipped. ``None``: the
             criterion of the configuration ranks.
         """
 
@@ -45,11 +45,12 @@ class RunOptions:
             whole at the update. A step: they are pruned in parts from the update on, the first part at the update, and
             are whole at the last part, at the latest after the step that follows this one.
         learning_rate: Only for runs whose steps are announced. The learning rate of group lasso, ≥ 0, until a torch
-            optimizer that trains the weights makes a step, whose rate then applies. ``None``: group lasso is refused.
-        steps_taken: Number of steps that count as made before the run; updates that were due then are left out.
+            optimizer that trains the weights makes a step; its rate then applies. ``None``: group lasso is refused.
+        steps_taken: Number of steps that count as made before the run; updates that were due in these steps are
+            skipped.
         is_resumed: Whether a saved state is loaded before the first step. The weights may then already be those of its
             checkpoint: until the state is loaded, nothing is pruned, and there are no warnings about zeros.
-        observer: Takes part in the steps; not for compiled steps of Keras. Its own state is neither saved nor resumed.
+        observer: Observes the steps; not for compiled steps of Keras. Its own state is neither saved nor resumed.
 
     Examples:
         >>> RunOptions(parts_until=30).parts_until

@@ -79,7 +79,7 @@ class AccumulatedScores:
 
         Raises:
             ScoreError: A score is ``nan``. In this case nothing is added. If processes share the units, the next
-                ranking finds it, so that all of them raise.
+                ranking detects it, so that all of them raise.
         """
         scores = self.score_step(
             name,
@@ -131,7 +131,7 @@ class AccumulatedScores:
         return units.rank(name, lambda: self._chunks(name), flags)
 
     def stream_equal(self, name: str, alive: Mapping[str, Array] | None) -> Scores:
-        """Return equal scores of the units `name`, for a selection that prunes no more than is pruned already."""
+        """Return equal scores of the units `name`, for a selection that prunes nothing more."""
         units, flags = self.pattern.units[name], None if alive is None else alive[name]
         weight = self.pattern.framework.to_array(self.weight(next(iter(units.parts))))
         xp = namespace(weight)

@@ -1,4 +1,4 @@
-"""Make example inputs for a model: from calibration data, or random numbers of the right shape."""
+"""Create example inputs for a model from calibration data or random numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ExampleBatch", "make_example_batch"]
 EXAMPLES = 2
 
 LENGTH = 23
-"""Tokens per example: not the size of anything in a usual model, so that sizes in its code are told apart."""
+"""Tokens per example: a number that is no size in usual models, so that sizes in their code can be distinguished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def make_example_batch(trained: TrainedModel, file: Path | None = None) -> Examp
             random numbers of the shapes that a Keras model accepts.
 
     Returns:
-        The batch; ``None``: there is no file, and it is not known what the model accepts.
+        The batch; ``None``: there is no file, and the inputs that the model accepts are unknown.
 
     Raises:
         CalibrationError: The file cannot be read or is unsuitable.

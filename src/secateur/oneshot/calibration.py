@@ -24,10 +24,10 @@ class Calibration:
     Settings that have moved to `Execution` are still accepted as arguments, with a ``DeprecationWarning``.
 
     Attributes:
-        batches: Batches in the form that the model accepts: mappings of keyword arguments, as tokenizers return;
-            tuples of positional arguments; or single tensors. A ``DataLoader`` of ``(inputs, labels)`` works too:
-            what ``forward`` does not take is left out. Tokens masked out by ``attention_mask`` do not count.
-            All batches are kept in memory.
+        batches: Batches in the form that the model accepts: mappings of keyword arguments, as tokenizers return; tuples
+            of positional arguments; or single tensors. A ``DataLoader`` of ``(inputs, labels)`` works too: values that
+            ``forward`` does not accept are left out. Tokens masked out by ``attention_mask`` do not count. All batches
+            are kept in memory.
         execution: The settings of `Execution` that were passed here; ``None`` if there were none.
 
     Examples:

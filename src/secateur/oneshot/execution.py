@@ -48,7 +48,7 @@ class Execution:
             result again without solving anything. Delete the folder once the model is saved.
         progress: Called after each part, on rank 0 only if several processes prune together.
         processes: Which processes prune the model: ``"all"`` of ``torch.distributed`` if it is initialized, each of
-            which calls `prune` with the same arguments; or ``"one"``, this one, whatever the others do.
+            which calls `prune` with the same arguments; or ``"one"``, only this one.
 
     Raises:
         ConfigError: `offload` or `processes` is invalid, or `weights` or `keep_parts` is set without a `folder`.

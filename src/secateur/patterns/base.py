@@ -81,7 +81,8 @@ class BasePattern(Specification):
         min_sparsity_ratio_per_op: Minimum sparsity of each layer at the end, in [0, 1].
         max_sparsity_ratio_per_op: Maximum sparsity of each layer, in [0, 1]; 1 if the configuration has none, until
             `limit_layers` sets the default.
-        keep_mask_layers: Layers whose mask no longer changes → the reason: they reached their bound, or you froze them.
+        keep_mask_layers: Layers whose mask no longer changes → the reason: they reached their bound, or were frozen by
+            the user.
         invalid_layers: Layers that do not fit the pattern → the reason.
         views: Valid layer → the canonical view of its weight.
         units: Name → units that are numbered and ranked together; usually one entry per valid layer, under its name.
@@ -98,10 +99,10 @@ class BasePattern(Specification):
     """The kind of groups that the class reads from `groups`, such as ``"heads"``; ``None``: it reads none."""
 
     finds_locked_weights: ClassVar[bool] = False
-    """Whether a pattern lock asks `find_locked_weights`, rather than to keep every zero."""
+    """Whether a pattern lock calls `find_locked_weights`, rather than keeping every zero."""
 
     keeps_outputs: ClassVar[bool] = False
-    """Whether the pattern prunes no outputs of the model, so that output layers need not be named to be pruned."""
+    """Whether the pattern never prunes outputs of the model, so output layers need not be named to be pruned."""
 
     framework: Framework = NoFramework()
     groups: Sequence[Group] = ()
@@ -487,8 +488,8 @@ def _create_pattern(
 ) -> BasePattern:
     """Create a pattern of a class that supports one framework or all.
 
-    The framework and the groups are set before the constructor runs, so that constructors of users do not need
-    arguments for them.
+    The framework and the groups are set before the constructor runs, so that custom constructors need no arguments for
+    them.
     """
     framework, groups = context
     if pattern.framework_name not in (None, framework.name):

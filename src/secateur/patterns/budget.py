@@ -17,7 +17,7 @@ __all__ = ["Budget"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """Numbers of units to prune, which follow from a target and bounds per layer.
+    """Numbers of units to prune, computed from a target and bounds per layer.
 
     Attributes:
         units: Layer → number of units.

@@ -16,10 +16,10 @@ __all__ = ["ChannelsPattern"]
 class ChannelsPattern(GroupPattern):
     """Hidden channels: their slices of every weight that computes or reads them.
 
-    Which weights share channels follows from example inputs; see `secateur.graph`. All weights that read a channel must
-    be those of layers that the configuration prunes. Of the weights that compute it, those of such layers are pruned;
-    others, such as embeddings, biases and norms, stay as they are. The inputs and outputs of the model are never
-    pruned, so the layers that read its inputs and compute its outputs need no exceptions.
+    The weights that share channels are found with example inputs; see `secateur.graph`. All weights that read a channel
+    must belong to layers that the configuration prunes. Weights that compute it are pruned if they belong to such
+    layers; others, such as embeddings, biases and norms, stay as they are. The inputs and outputs of the model are
+    never pruned, so the layers that read its inputs and compute its outputs need no exceptions.
 
     Examples:
         >>> import torch, secateur

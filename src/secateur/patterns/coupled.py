@@ -69,7 +69,7 @@ class GroupPattern(BasePattern):
                 name = self._name_units(group, list(parts), units)
                 self.group_by_name[name] = group
                 units[name] = Units({layer: _slice_weight(self.views[layer], own) for layer, own in parts.items()})
-                passive = f"it only passes on the {self.coupling} of {name!r}, each with weights of its own"
+                passive = f"it only passes on the {self.coupling} of {name!r}, each with its own weights"
                 reasons = dict.fromkeys((layer for _, layer in members if layer is not None), passive) | reasons
         valid = {layer for entry in units.values() for layer in entry.parts}
         for layer in tilings.keys() - valid:
@@ -123,11 +123,11 @@ class GroupPattern(BasePattern):
         return namespace(sample).asarray(keep, device=array_api_compat.device(sample))
 
     def _make_budget(self) -> Budget:
-        """Add the numbers of units that groups can lose; at least one unit of each stays."""
+        """Add the numbers of units that groups can lose; at least one unit of each is kept."""
         if self.target_sparsity >= 1:
             raise ConfigError(
-                f"target_sparsity must be less than 1 for {self.pattern!r}, found {self.target_sparsity}: at least one "
-                f"unit of each group stays. Exclude layers, or remove the module."
+                f"target_sparsity must be less than 1 for {self.pattern!r}, found {self.target_sparsity}: at least "
+                "one unit of each group must be kept. Exclude layers, or remove the module."
             )
         return replace(super()._make_budget(), rules={name: self._make_rule(name) for name in self.units})
 

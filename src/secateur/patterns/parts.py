@@ -1,4 +1,4 @@
-"""Patterns of weights whose output channels are divided over processes, of which each ranks its own units."""
+"""Patterns of weights whose output channels are distributed over processes, each of which ranks its own units."""
 
 from __future__ import annotations
 

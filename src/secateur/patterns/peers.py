@@ -1,4 +1,4 @@
-"""What selection needs to know of other processes that hold units of the same layer."""
+"""The interface to other processes that hold units of the same layer."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ MAX_EXCESS = 1.01
 """A pattern matches if it keeps at most this many weights for each nonzero weight."""
 
 MIN_UNSTRUCTURED_SPARSITY = 0.01
-"""Smallest share of zeros that is recognized as ``1x1`` if there is no other structure."""
+"""Minimum share of zeros that is recognized as ``1x1`` if there is no other structure."""
 
 
 class NonzeroMask:

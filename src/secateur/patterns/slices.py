@@ -1,4 +1,4 @@
-"""Tile a weight into units that own slices of its output or its input channels, adjacent or not, or of both."""
+"""Tile a weight into units that own slices of its output channels, its input channels, or both."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class SliceTiling(Tiling):
 class CrossTiling(Tiling):
     """Units that own output channels and input channels of the same weight.
 
-    This is so in a layer whose output is added to its input. Weights in an output channel of one unit and an input
-    channel of another belong to both.
+    This is the case in a layer whose output is added to its input. Weights in an output channel of one unit and an
+    input channel of another belong to both.
 
     Attributes:
         outputs: The output channels of each unit.

@@ -75,7 +75,7 @@ class BlockTiling(Tiling):
     Attributes:
         shape: (O, K, I) of the weight.
         block: Size of a block along O, K and I; it divides the shape.
-        is_outputs_last: Whether the weight is stored with output channels last, so that masks should be too.
+        is_outputs_last: Whether the weight is stored with output channels last, as masks then should be.
 
     Raises:
         LayerError: The blocks do not fit the shape.

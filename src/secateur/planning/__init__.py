@@ -20,9 +20,9 @@ def plan(model: Any, config: ConfigLike, *, example_inputs: Any = None) -> Plan:
         model: A torch module or a Keras model.
         config: A `PruningConfig`, a plain mapping with the same keys, or a pattern such as ``"2:4"``.
         example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts (a
-            tensor, a tuple of positional arguments, or a mapping of named ones), from which follows which weights share
-            channels or heads; or the graph that `secateur.graph.trace` returned for the model. ``"channels"`` needs it;
-            without it, ``"heads"`` recognizes usual attention by the names and shapes of its projections.
+            tensor, a tuple of positional arguments, or a mapping of named ones), with which the weights that share
+            channels or heads are found; or the graph that `secateur.graph.trace` returned for the model. ``"channels"``
+            needs it; without it, ``"heads"`` recognizes usual attention by the names and shapes of its projections.
 
     Raises:
         SecateurError: The configuration does not fit the model; `secateur.prepare` would raise the same.

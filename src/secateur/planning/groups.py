@@ -49,7 +49,7 @@ class GroupFinder:
             if kind in self._finders:
                 return self._finders[kind](self._model)
             raise ConfigError(
-                f"The pattern {kind!r} needs example inputs, from which follows which weights share {kind}. Pass "
+                f"The pattern {kind!r} needs example inputs to find the weights that share {kind}. Pass "
                 f"example_inputs=batch, one batch in the form that the model accepts: a tensor, a tuple of positional "
                 f"arguments, or a mapping of named ones."
             )
@@ -60,7 +60,7 @@ class GroupFinder:
         return list(map(self._leave_unsupported, groups)) if kind == "heads" else groups
 
     def _leave_unsupported(self, group: Group) -> Group:
-        """Leave parameters as they are that compute units and that no pattern supports, such as a table of biases.
+        """Ignore parameters that compute units but that no pattern supports, such as a table of biases.
 
         Without the weights that read a pruned unit, they have no effect.
         """

@@ -41,7 +41,7 @@ def plan(model: keras.Model, config: ConfigLike, *, example_inputs: Any = None, 
     """See `secateur.plan`; with `prune_frozen`, frozen layers may be pruned too.
 
     Raises:
-        UnsupportedModelError: The model is not built, so that its kernels have no shape yet.
+        UnsupportedModelError: The model is not built, so its kernels have no shape yet.
     """
     if not model.built:
         raise UnsupportedModelError(

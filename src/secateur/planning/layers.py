@@ -155,7 +155,7 @@ def format_range(shares: tuple[float, float]) -> str:
 
 
 def shorten_name(name: str, near: str) -> str:
-    """Leave out the parts of a name that another name begins with too, but not its last two parts.
+    """Leave out the leading parts that a name shares with another name, but not its last two parts.
 
     Equal rows of repeated blocks then have equal cells, which a table shows once.
 

@@ -35,7 +35,7 @@ class Plan:
         config: The configuration.
         layers: Every layer whose weight has at least two axes, in the order of the model.
         patterns: The patterns of the pruned layers; layers with equal settings share a pattern.
-        groups: The groups of units with slices in several layers, also those that are not pruned, with the reason.
+        groups: The groups of units with slices in several layers, including those that are not pruned, with the reason.
         barriers: Operations without a rule; units that reach them are not pruned.
 
     Examples:
@@ -212,13 +212,13 @@ def _make_notes(pattern: BasePattern) -> list[str]:
 
 
 def _explain_scope(plan: Plan) -> list[str]:
-    """Say that one-shot pruning has another default scope, if the configuration leaves it open."""
+    """Explain that one-shot pruning has a different default scope, if the configuration does not set one."""
     is_global = any(pattern.is_global and pattern.config.kind != "pattern_lock" for pattern in plan.patterns)
     has_ranges = any(low < high for low, high in (row.sparsity_range for row in plan.layers))
     if plan.config.pruning_scope is not None or not (is_global and has_ranges):
         return []
     return [
-        "This plan is for training. Without pruning_scope, secateur.prune ranks each layer separately, so that every "
+        "This plan is for training. Without pruning_scope, secateur.prune ranks each layer separately, so every "
         "layer loses the target."
     ]
 

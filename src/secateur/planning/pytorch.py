@@ -120,14 +120,14 @@ def _count_experts(experts: nn.Module) -> int:
 
 
 def _leave_adapter(candidate: Candidate, adapters: Collection[str]) -> Candidate:
-    """Leave the parameters of an adapter dense, also if they are frozen or sharded."""
+    """Leave the parameters of an adapter dense, even if they are frozen or sharded."""
     if (candidate.owner or candidate.name) not in adapters:
         return candidate
     return replace(candidate, is_refused=False, is_frozen=False, reason="adapters are not pruned")
 
 
 def _treat_frozen(candidate: Candidate, *, prune_frozen: bool) -> Candidate:
-    """Accept a frozen layer, or do not refuse it whatever its weight is, since it does not change."""
+    """Accept a frozen layer, whose weight does not change."""
     if prune_frozen:
         return replace(candidate, reason=None) if candidate.reason == FROZEN else candidate
     weight = read_parameter(candidate.module)

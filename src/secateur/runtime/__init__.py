@@ -48,8 +48,8 @@ def compile(  # noqa: A001 - named like torch.compile
     Before anything is replaced, all outputs of the model are compared with those of the dense model. Layers that would
     change them stay dense.
 
-    The report also shows what a dense model in bfloat16 achieves, and which way to run the model is fastest at which
-    accuracy. For this, a model of float32 is copied in bfloat16 for a moment.
+    The report also shows what a dense model in bfloat16 achieves, and which option is fastest at each accuracy. For
+    this, a float32 model is temporarily copied in bfloat16.
 
     Replaced layers free their dense weight. They only support inference: load weights and prune before you compile,
     because a replaced layer cannot be trained, loaded or exported.

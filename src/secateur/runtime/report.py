@@ -206,7 +206,7 @@ class RuntimeReport(Report):
         return lines
 
     def _list_fastest(self) -> list[str]:
-        """List the fastest way to run the model, then the fastest of those with smaller errors, and so on."""
+        """List the fastest option, then the fastest of those with smaller errors, and so on."""
         ways = [("the dense model", 1.0, 0.0)]
         if self.replaced:
             ways.append(("this model", self.speedup, self.error))

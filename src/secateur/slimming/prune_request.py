@@ -24,7 +24,7 @@ class PruneRequest:
         solver: Chooses the units.
         refine: Repairs the layers that read them.
         allocation: How the target is distributed over groups; ``None``: the default.
-        budget: How much may remain; ``None``: the target of the configuration counts.
+        budget: How much may remain; ``None``: the target of the configuration applies.
         loss: The loss whose gradients rank units; ``None``: the default.
         execution: Where and how a run with calibration data executes.
     """

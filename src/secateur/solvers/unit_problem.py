@@ -103,7 +103,7 @@ class UnitProblem:
 
 @dataclass(frozen=True, kw_only=True)
 class RemovalPath:
-    """The units of a group in the order in which they are removed, and what that costs.
+    """The units of a group in the order in which they are removed, and the losses.
 
     If the rule of the group has parts, each run of ``parts`` units in the order has one unit of each part.
 

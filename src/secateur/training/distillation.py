@@ -30,10 +30,10 @@ class Distillation:
     checkpoints do not contain it; it follows the student to its device.
 
     Args:
-        teacher: The teacher, in the state in which it should predict: call its ``eval()`` first.
+        teacher: The teacher. Call its ``eval()`` first, because its mode is not changed.
         student: The model that is trained. Only needed for `layers`, whose outputs are read with hooks; call `close`,
             or use a ``with`` block, to remove them.
-        temperature: Temperature of the logits, > 0. Higher ones weigh unlikely classes more.
+        temperature: Temperature of the logits, > 0. Higher values give more weight to unlikely classes.
         weight: Share of the logits in the loss, in [0, 1].
         hidden_weight: Weight of the hidden states, ≥ 0.
         layers: Names of layers that student and teacher have and whose outputs have the same shape in both.

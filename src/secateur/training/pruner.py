@@ -40,7 +40,7 @@ class Pruner(Protocol):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a run needs to resume, besides the model and the optimizer."""
+        """Return everything that a run needs to resume, in addition to the model and the optimizer."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state that `state_dict` returned, with a model of the same layers and the same configuration.

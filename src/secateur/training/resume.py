@@ -83,7 +83,7 @@ def _problems(updater: MaskUpdater, saved: SavedProgress, schedule: UpdateSchedu
     last = schedule.last_update(saved.step)
     if saved.initial and not updater.config.keep_zeros:
         yield f"progress.initial must be 0 without keep_zeros, found {saved.initial}"
-    is_known = updater.config.sparsity_decay_type in SCHEDULES  # a function may return something else each time
+    is_known = updater.config.sparsity_decay_type in SCHEDULES  # a function may return a different value each time
     whole, scheduled = schedule.find_kept_update(saved.step), schedule.find_scheduled_update(saved.step)
     requested = schedule.sparsity(whole) if whole is not None and is_known else saved.initial
     is_fixed = last is None or is_known

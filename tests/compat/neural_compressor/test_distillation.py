@@ -334,7 +334,7 @@ def test_invalid_models(student: nn.Module, teacher: nn.Module, inputs: torch.Te
     config = IntermediateLayersKnowledgeDistillationLossConfig([["0", "5"]])
     manager = prepare_compression(student, DistillationConfig(nn.Sequential(*teacher, nn.Flatten(0)), config))
     student(inputs)
-    with pytest.raises(ConfigError, match=r"but for one axis, found \(6, 16\) and \(24,\)"):
+    with pytest.raises(ConfigError, match=r"except for one axis, found \(6, 16\) and \(24,\)"):
         manager.callbacks.on_after_compute_loss(inputs, None, None)
     with pytest.raises(UnknownNameError, match=r"Unknown distillation loss 'X'\. Known: KnowledgeDistillationLoss"):
         build_criterion({"X": {}}, student)

@@ -121,7 +121,7 @@ def test_pattern_lock_keeps_zeros() -> None:
             lambda masks: {name: mask * 0.5 for name, mask in masks.items()},
             r"Wrong\.get_masks, layer '0': masks must be",
         ),
-        (lambda masks: masks.missing, r"Wrong\.get_masks needs what does not exist: AttributeError .*missing"),
+        (lambda masks: masks.missing, r"Wrong\.get_masks uses something that does not exist: AttributeError .*missing"),
     ],
 )
 def test_mistakes_name_the_class_and_the_method(change: Any, message: str) -> None:
@@ -376,7 +376,7 @@ def test_verify_of_an_unknown_class_counts_single_weights(tmp_path: Path) -> Non
     del PATTERNS["ptRows"]
     verified = secateur.verify(tmp_path / "model")
     assert {row.verified_as for row in verified.tensors if row.zeros} == {"1x1"}
-    assert "The zeros of 'ptRows' were verified as '1x1', because no registered class tells" in str(verified)
+    assert "The zeros of 'ptRows' were verified as '1x1', because no registered class defines" in str(verified)
     assert verified.to_dict()["tensors"][0]["verified_as"] == "1x1"
 
 

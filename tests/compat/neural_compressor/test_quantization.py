@@ -133,7 +133,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("torchao")
 def test_a_quantized_linear_layer_is_needed() -> None:
     config = QuantizationAwareTrainingConfig(op_type_dict={"Linear": FLOAT})
-    with pytest.raises(ConfigError, match="found none that is quantized"):
+    with pytest.raises(ConfigError, match="found none to quantize"):
         prepare_compression(make_model(), config)
 
 
@@ -148,4 +148,4 @@ def test_keras_models_are_refused() -> None:
 def test_other_keys_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         QuantizationAwareTrainingConfig(device="cpu", quant_level=1)
-    assert caplog.messages == ["QuantizationAwareTrainingConfig ignores device, quant_level: torchao quantizes."]
+    assert caplog.messages == ["QuantizationAwareTrainingConfig ignores device, quant_level, because torchao quantizes."]

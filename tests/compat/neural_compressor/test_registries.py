@@ -261,7 +261,7 @@ def test_objects_are_replaced_before_the_run() -> None:
 
 def test_updates_are_left_out_while_there_are_no_scores(caplog: pytest.LogCaptureFixture) -> None:
     found, _, _ = run(pruning_type="fisher", start_step=0, end_step=9, target_sparsity=0.75)
-    assert caplog.text.count("SmoothedFisher has no scores after 0 steps, so this update is left out") == 1
+    assert caplog.text.count("SmoothedFisher has no scores after 0 steps, so this update is skipped") == 1
     assert found[0] == (0, 0)
     assert sum(found[-1]) == 0.75 * 1024
     found, _, _ = run(pruning_type="fisher_progressive", start_step=0, end_step=8, target_sparsity=0.75)

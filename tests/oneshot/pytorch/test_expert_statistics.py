@@ -143,8 +143,8 @@ def test_experts_without_tokens_are_pruned_by_magnitude_and_named(
 @pytest.mark.parametrize(
     ("use", "reasons"),
     [
-        ("together", {"experts.up": "not used one by one", "experts.down": "not used one by one"}),
-        ("cast", {"experts.up": "not used one by one"}),
+        ("together", {"experts.up": "not multiplied one by one", "experts.down": "not multiplied one by one"}),
+        ("cast", {"experts.up": "not multiplied one by one"}),
     ],
 )
 def test_experts_that_cannot_be_measured_are_pruned_by_magnitude(
@@ -169,7 +169,7 @@ def test_padding_that_cannot_be_told_apart_is_a_reason() -> None:
     report = secateur.prune(build("where"), CONFIG, calibration=batches, solver="wanda")
     assert report.magnitude_reasons == {}  # a boolean index works too
     report = secateur.prune(build("copy"), CONFIG, calibration=batches, solver="wanda")
-    reason = "padding cannot be told from tokens in what its experts read"
+    reason = "padding cannot be distinguished from tokens in the inputs of its experts"
     assert report.magnitude_reasons == {"experts.up": reason, "experts.down": reason}
 
 

@@ -96,7 +96,7 @@ def fix_seed(device: torch.device) -> Iterator[None]:
 
 
 def _seed_torch(device: torch.device) -> None:
-    """Seed torch; on a CPU without the notes of `torch.manual_seed` for kinds of devices, which take a millisecond."""
+    """Seed torch; on a CPU, without the millisecond that `torch.manual_seed` spends on other devices."""
     if device.type == "cpu" and not torch.cuda.is_initialized():
         torch.default_generator.manual_seed(SEED)
     else:

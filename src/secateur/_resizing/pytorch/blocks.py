@@ -1,4 +1,4 @@
-"""Remove modules from a list, such as the blocks of a model, and remember which."""
+"""Remove modules from a list, such as the blocks of a model, and record their positions."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def drop_blocks(container: nn.Module, positions: Collection[int], assign: Assign
     """Remove modules from a list, and number the others again.
 
     Args:
-        container: A ``ModuleList``, ``Sequential`` or the like.
-        positions: Which of its modules go.
+        container: A ``ModuleList``, ``Sequential`` or similar.
+        positions: Which of its modules to remove.
         assign: Makes the changes.
 
     Examples:
@@ -68,7 +68,7 @@ def list_removed_blocks(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def record_blocks(container: nn.Module, positions: Collection[int], assign: Assign) -> None:
-    """Record which modules will go from a list, in addition to those that did before.
+    """Record which modules will be removed from a list, in addition to those that already were.
 
     Raises:
         ValueError: The list is shorter.

@@ -1,4 +1,4 @@
-"""Stand for a module that was removed because its output is zero, whatever its inputs are."""
+"""Replace a module that was removed because its output is zero for any inputs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from secateur._resizing.pytorch.blocks import Assign
 __all__ = ["BranchLayout", "RemovedBranch", "list_arguments", "list_branches", "replace_modules"]
 
 CACHES = ("past_key_values", "past_key_value", "layer_past")
-"""Names under which modules get the cache of keys and values."""
+"""Argument names of the key-value cache."""
 
 OTHER_SEQUENCES = ("key_value_states", "encoder_hidden_states")
-"""Arguments with another sequence to attend to, whose keys and values nothing counts."""
+"""Arguments with another sequence to attend to, whose keys and values are not counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BranchLayout:
-    """Says what the output of a removed module looks like.
+    """Describes the output of a removed module.
 
     Attributes:
         input: Name of the argument whose shape and type the output has.
@@ -44,14 +44,14 @@ class BranchLayout:
 
 
 class RemovedBranch(nn.Module):
-    """Returns zeros, or a bias, at no cost, in the form in which the removed module returned its output.
+    """Returns zeros, or a bias, at no cost, in the form of the removed module's output.
 
-    If the module was an attention layer, the cache of keys and values still counts its tokens, because models take the
-    length of the text so far from any layer.
+    If the module was an attention layer, it still counts tokens in the key-value cache, because models read the current
+    length of the text from any layer.
 
     Args:
         module: The module to replace.
-        layout: What its output looks like.
+        layout: Describes its output.
 
     Raises:
         ValueError: The module has no such argument or parameter.
@@ -99,7 +99,7 @@ class RemovedBranch(nn.Module):
         return "" if self.layout.axis is None else f"axis={self.layout.axis}, size={self.layout.size}"
 
     def _count_tokens(self, source: torch.Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Append keys and values of size 1 to the cache, which takes its length from their number."""
+        """Append keys and values of size 1 to the cache, whose length is their number."""
         cache = args[self.cache_position] if self.cache_position < len(args) else kwargs.get(self.cache or "")
         if cache is None or any(kwargs.get(name) is not None for name in OTHER_SEQUENCES):
             return
@@ -129,7 +129,7 @@ def replace_modules(model: nn.Module, layouts: Mapping[str, BranchLayout], assig
 
     Args:
         model: The model.
-        layouts: Name of a module → what its output looks like.
+        layouts: Name of a module → the layout of its output.
         assign: Makes the changes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Write a pruned model over the checkpoint that it was loaded from, so that nothing else changes."""
+"""Write a pruned model over the checkpoint that it was loaded from, without changing anything else."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["carry_over", "is_slimmed"]
 def carry_over(model: Source, checkpoint: Source, prefix: str) -> Source | None:
     """Replace the tensors of a checkpoint that pruning changed, and carry over all others bit for bit.
 
-    Tensors that the model does not know, such as extra heads, stay. Files are those of the checkpoint.
+    Tensors that the model does not know, such as extra heads, and files of the checkpoint are kept.
 
     Args:
         model: The pruned model.
-        checkpoint: What it was loaded from.
+        checkpoint: The checkpoint that it was loaded from.
         prefix: The prefix of the base model's tensors, which a checkpoint may have or lack.
 
     Returns:

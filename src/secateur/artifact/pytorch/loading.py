@@ -240,7 +240,7 @@ def _load_checkpoint(model_class: Any, artifact: Artifact, config: Any = None) -
 
 
 def _restore_dtypes(model: nn.Module, published: Mapping[str, PublishedTensor], artifact: Artifact) -> None:
-    """Give every tensor the data type in which it is stored; until now, all have one that holds all values."""
+    """Convert every tensor to its stored data type; until now, all have a common type that can hold all values."""
     state = get_state(model)
     converted: dict[int, torch.Tensor] = {}
     for name, tensor in published.items():

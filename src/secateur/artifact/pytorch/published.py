@@ -30,7 +30,7 @@ class PublishedTensor:
     """A tensor in the published form of a model.
 
     Attributes:
-        sources: Names of the model's tensors that it is made of.
+        sources: Names of the model's tensors that it is built from.
         shape: Its shape.
         is_renamed: Whether it is a tensor of the model, under this name.
     """
@@ -88,7 +88,7 @@ class Conversion:
         """Return a published tensor.
 
         Args:
-            source: A tensor of the model that it is made of.
+            source: A tensor of the model that it is built from.
             name: Its published name.
         """
         group = self._groups[source]

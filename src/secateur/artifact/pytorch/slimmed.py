@@ -1,4 +1,4 @@
-"""Load slimmed models: give a dense model the sizes that the manifest states, without the modules that went."""
+"""Load slimmed models: give a dense model the sizes that the manifest states, without the removed modules."""
 
 from __future__ import annotations
 

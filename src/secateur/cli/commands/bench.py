@@ -40,10 +40,10 @@ def bench(
     """Benchmark a pruned model against the dense one on this machine: size, loading time and forward pass.
 
     With SLIM, two models are compared: bytes of weights, and forward pass on the same inputs. Without it, the dense
-    model is the same model with its zeros replaced by numbers. A torch model is also compiled with
-    secateur.runtime, and a second table shows the measured and the maximum speed-up of each layer, and which way to run
-    the model is fastest at which accuracy: sparse, dense in bfloat16, or with torch.compile, which takes a while to
-    compile. Size and loading time are measured for artifacts only.
+    model is the same model with its zeros replaced by random numbers. A torch model is also compiled with
+    secateur.runtime, and a second table shows the measured and the maximum speed-up of each layer. The report also
+    compares the sparse model with dense bfloat16 and with torch.compile, which takes a while to compile, by speed and
+    accuracy. Size and loading time are measured for artifacts only.
 
     Without --inputs, the inputs are random: tokens for text models, pixels for image models, numbers for Keras models.
 

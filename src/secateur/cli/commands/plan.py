@@ -45,9 +45,9 @@ def plan(
 
     MODEL is code in the current directory or in an installed package; a .keras file; or a transformers folder or .gguf
     file, as a path or as package/path. The weights of transformers models are only read for the patterns channels and
-    heads: which weights share them follows from running the model on example inputs, which are random for transformers
-    models. Below the layers, the plan then lists the groups with their members, the reasons why others are not pruned,
-    and the operations without a rule.
+    heads, whose units are found by running the model on example inputs, which are random for transformers models. Below
+    the layers, the plan then lists the groups with their members, the reasons why other groups are not pruned, and the
+    operations without a rule.
 
     [bold]Examples[/bold]
 

@@ -41,7 +41,7 @@ def slim(
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="What to prune before: channels or heads. By default, only units that are zero already are removed.",
+            help="What to prune first: channels or heads. By default, only units that are already zero are removed.",
             autocompletion=complete_names(GROUP_PATTERNS),
         ),
     ] = None,
@@ -68,7 +68,7 @@ def slim(
     refine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Refiner of what stays: ridge, bias, block or distill. Can be repeated.",
+            help="Refiner of the kept weights: ridge, bias, block or distill. Can be repeated.",
             autocompletion=complete_names(UNIT_REFINERS),
         ),
     ] = None,
@@ -90,23 +90,23 @@ def slim(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Remove channels and heads from a model, so that it is smaller and faster everywhere.
+    """Remove channels and heads from a model to make it smaller and faster everywhere.
 
-    With --budget, the units go that the model misses least for what they save, whatever their kind, until the rest
-    fits; latency is measured on this machine. With --pattern or --config, the model is pruned to the target sparsity
-    first. Without any of these, only units are removed that are zero already, as secateur prune with the patterns
-    channels and heads leaves them.
+    With --budget, units of all kinds are removed until the model fits, those with the smallest loss for what they save
+    first; latency is measured on this machine. With --pattern or --config, the model is pruned to the target sparsity
+    first. Without any of these, only units that are already zero are removed, such as those that secateur prune has
+    pruned with the patterns channels and heads.
 
     --budget, --solver and --refine use calibration data. Without --calibration, language models use the documentation
     that comes with Python. To resume after an interruption, run the same command again.
 
-    Which weights share channels and heads follows from running the model on example inputs, with which the slim model
-    is also checked: its outputs must be those of the pruned model. Transformers models get random token ids or pixel
-    values, and Keras models random numbers; other torch models need a file of inputs. A group of units that cannot be
-    removed stays, with the reason.
+    The weights that share channels and heads are found by running the model on example inputs. The outputs of the slim
+    model for these inputs must equal those of the pruned model. Transformers models get random token ids or pixel
+    values, and Keras models random numbers; other torch models need a file of inputs. Groups of units that cannot be
+    removed are listed with the reason.
 
-    Weights are written dense. If each layer has the same widths, transformers loads the folder without Secateur; if
-    not, secateur.load does. --mode uniform keeps the widths equal.
+    Weights are written dense. If all layers have the same widths, transformers loads the folder without Secateur;
+    otherwise, secateur.load does. --mode uniform keeps the widths equal.
 
     [bold]Examples[/bold]
 
@@ -173,7 +173,7 @@ def _read_budget(text: str | None) -> dict[str, float] | None:
 def _read_settings(
     config: Path | None, pattern: str | None, target_sparsity: float | None, granularity: int | None
 ) -> PruningConfig | None:
-    """Return how to prune before; ``None``: there are no settings.
+    """Return the settings of the pruning before the removal; ``None``: there are none.
 
     Raises:
         ConfigError: The settings have no effect, or their pattern has no units that can be removed.

@@ -16,7 +16,7 @@ __all__ = [
 
 
 class KnowledgeDistillationLossConfig:
-    """Train with the outputs of a teacher besides the labels.
+    """Train with the outputs of a teacher in addition to the labels.
 
     The loss is ``loss_weights[0]`` · the loss of the loop + ``loss_weights[1]`` · temperature² · the loss between the
     outputs of student and teacher, both divided by the temperature.
@@ -57,7 +57,7 @@ class IntermediateLayersKnowledgeDistillationLossConfig:
             from the layer's output: a key, the digits of an index, or a function; ``""`` or none: the output itself.
             ``[(layer,)]`` or ``[layer]`` stands for the same layer in both, and the name ``""`` for the whole model.
         loss_types: Loss of each pair: ``"MSE"`` (default), ``"KL"`` or ``"L1"``.
-        loss_weights: Weight of each pair, in [0, 1]; by default, all alike with the sum 1.
+        loss_weights: Weight of each pair, in [0, 1]; by default, equal weights with the sum 1.
         add_origin_loss: Whether to add the loss of the loop.
 
     Attributes:
@@ -98,7 +98,7 @@ class SelfKnowledgeDistillationLossConfig:
         layer_mappings: Groups of pairs ``[student_output, teacher_output]``.
         temperature: Divisor of the outputs of the second group, > 0.
         loss_types: Loss of each group: ``"CE"`` (default), ``"KL"`` or ``"L2"`` (the Euclidean distance).
-        loss_weights: Weight of each group, in [0, 1]; by default, all alike with the sum 1.
+        loss_weights: Weight of each group, in [0, 1]; by default, equal weights with the sum 1.
         add_origin_loss: Whether to add the loss of the loop.
 
     Attributes:

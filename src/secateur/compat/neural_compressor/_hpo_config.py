@@ -11,7 +11,7 @@ __all__ = ["HPOConfig"]
 
 @dataclass
 class HPOConfig:
-    """The configuration of a search for hyperparameters; see `prepare_hpo`.
+    """The configuration of a hyperparameter search; see `prepare_hpo`.
 
     Attributes:
         search_space: Hyperparameter → its values: a `SearchSpace` or a list.

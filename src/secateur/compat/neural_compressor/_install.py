@@ -55,7 +55,7 @@ class _AliasFinder(MetaPathFinder):
 
 
 def install() -> None:
-    """Make ``import neural_compressor`` import this package in the running process, under every submodule too.
+    """Make ``import neural_compressor`` import this package in the running process, including every submodule.
 
     Modules and classes are the same objects under both names. Nothing is written to disk; calling it again has no
     effect.

@@ -1,4 +1,4 @@
-"""Names of Intel Neural Compressor that do not belong to pruning: importing them works, using them raises."""
+"""Names of Intel Neural Compressor that do not belong to pruning: importing them works, using them raises an error."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ REMOVED: dict[str, dict[str, str]] = {
 
 
 class _Removed:
-    """Stands for a name that is not provided, and raises when it is used.
+    """Placeholder for a name that is not provided, which raises an error when it is used.
 
     Args:
         name: The name.

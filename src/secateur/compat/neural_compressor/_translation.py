@@ -10,18 +10,18 @@ from typing import Any
 
 from secateur._wording import suggest_name
 from secateur.compat.neural_compressor._elements import DEFAULTS, prunes_heads
-from secateur.compat.neural_compressor._written_calls import PREFIXES
-from secateur.compat.neural_compressor._written_criteria import (
+from secateur.compat.neural_compressor._user_calls import PREFIXES
+from secateur.compat.neural_compressor._user_criteria import (
     CRITERIA,
     PRUNERS,
     REGS,
     SCHEDULERS,
     TF_CRITERIA,
-    find_written_criterion,
-    is_written,
+    find_user_criterion,
+    is_user_class,
     needs_first_gradient,
 )
-from secateur.compat.neural_compressor._written_patterns import find_written_pattern
+from secateur.compat.neural_compressor._user_patterns import find_user_pattern
 from secateur.compat.schedules import register_quarter_cosine
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, UnknownNameError
@@ -31,7 +31,7 @@ __all__ = [
     "PROGRESSIVE_STEPS",
     "is_one_shot",
     "name_pruner",
-    "runs_written_pruner",
+    "runs_user_pruner",
     "split_pruning_type",
     "translate_element",
     "warn_of_high_target",
@@ -49,7 +49,7 @@ CRITERION_NAMES = {
 """Pruning type → criterion."""
 
 ONE_SHOT = {"sparse_gpt": "magnitude", "retrain_free": "mask_fisher"}
-"""Pruning type that prunes at once, with calibration data → criterion."""
+"""Pruning type that prunes in one shot with calibration data → criterion."""
 
 PROGRESSIVE = "_progressive"
 PROGRESSIVE_STEPS = 4
@@ -61,7 +61,7 @@ GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 
 def translate_element(element: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate all keys but those that choose layers.
+    """Translate all keys except those that select layers.
 
     Args:
         element: An element with all keys.
@@ -110,7 +110,7 @@ def warn_of_high_target(element: Mapping[str, Any], settings: Mapping[str, Any])
 
 
 def is_one_shot(element: Mapping[str, Any]) -> bool:
-    """Whether an element prunes at once, with calibration data, rather than during training."""
+    """Whether an element prunes in one shot with calibration data, rather than during training."""
     return element["pruning_type"] in ONE_SHOT
 
 
@@ -144,9 +144,9 @@ def name_pruner(element: Mapping[str, Any], framework: str) -> str:
     return f"{PREFIXES[framework]}_{kind}"
 
 
-def runs_written_pruner(element: Mapping[str, Any], framework: str) -> bool:
-    """Whether an element runs a pruner that a user wrote."""
-    return is_written(PRUNERS.get(name_pruner(element, framework)))
+def runs_user_pruner(element: Mapping[str, Any], framework: str) -> bool:
+    """Whether an element runs a user-defined pruner."""
+    return is_user_class(PRUNERS.get(name_pruner(element, framework)))
 
 
 def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
@@ -156,9 +156,9 @@ def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
     if name in ONE_SHOT:
         return "iterative", ONE_SHOT[name]
     base, is_progressive = split_pruning_type(element)
-    criterion = find_written_criterion(base, CRITERION_NAMES.__contains__) or CRITERION_NAMES.get(base)
-    if criterion is None and any(runs_written_pruner(element, framework) for framework in PREFIXES):
-        # Such a pruner ranks by itself; the plan still shows its layers.
+    criterion = find_user_criterion(base, CRITERION_NAMES.__contains__) or CRITERION_NAMES.get(base)
+    if criterion is None and any(runs_user_pruner(element, framework) for framework in PREFIXES):
+        # Such a pruner ranks weights itself; the plan still shows its layers.
         criterion = CRITERION_NAMES.get(str(element["criterion_type"]), "magnitude")
     if criterion is None:
         bases = dict.fromkeys((*CRITERION_NAMES, *(each for each in (*CRITERIA, *TF_CRITERIA) if each not in ONE_SHOT)))
@@ -170,8 +170,8 @@ def _read_kind_and_criterion(element: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _read_regularizer(element: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the regularizer of Secateur, if a user's class is not in its place."""
-    if is_written(REGS.get(element["reg_type"])):
+    """Return Secateur's regularizer, unless a user's class replaces it."""
+    if is_user_class(REGS.get(element["reg_type"])):
         return {"reg_type": None, "reg_coeff": 0.0}
     return {"reg_type": element["reg_type"], "reg_coeff": element["reg_coeff"]}
 
@@ -181,8 +181,8 @@ def _convert_pattern(element: Mapping[str, Any]) -> tuple[str, float | None]:
     pattern = element["pattern"]
     if not isinstance(pattern, str):
         raise ConfigError(f"pattern must be a string such as '4x1', found {pattern!r}.")
-    if (written := find_written_pattern(pattern)) is not None:
-        return written, None
+    if (user_pattern := find_user_pattern(pattern)) is not None:
+        return user_pattern, None
     if prunes_heads(element):
         return "heads", None
     name = pattern.rpartition("_")[2]  # "tile_pattern_4x1"
@@ -214,7 +214,7 @@ def _read_parts(element: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _read_timing(element: Mapping[str, Any], kind: str, criterion: str) -> dict[str, Any]:
     """Return the steps: the last update is the last whole ``pruning_frequency`` up to ``end_step``."""
     decay, frequency = element["sparsity_decay_type"], element["pruning_frequency"]
-    has_scheduler = any(map(is_written, SCHEDULERS.values()))
+    has_scheduler = any(map(is_user_class, SCHEDULERS.values()))
     if decay not in DECAYS and not has_scheduler:
         raise UnknownNameError(
             f"Unknown sparsity_decay_type {decay!r}.{suggest_name(str(decay), DECAYS)} Known: {', '.join(DECAYS)}."

@@ -155,7 +155,7 @@ class WeightPruningConfig:
         """Convert a configuration with one element to a `PruningConfig` for a model.
 
         Raises:
-            ConfigError: There are several elements, which are as many configurations, or no layer matches.
+            ConfigError: There are several elements, and therefore several configurations, or no layer matches.
         """
         configs = self.to_configs(model)
         if len(configs) != 1:

@@ -78,7 +78,7 @@ class CompressionManager:
 
     @property
     def pruner(self) -> Any:
-        """The pruner of Secateur of a configuration with one element, with its masks, report and state.
+        """The Secateur pruner of a configuration with one element, with its masks, report and state.
 
         Raises:
             StateError: The run has not started, or there are several elements; see ``callbacks.callbacks_list``.
@@ -159,7 +159,7 @@ def prepare_compression(model: Any, confs: Any, *, optimizer: Any = None) -> Com
         raise ConfigError("confs must contain at least one configuration, found an empty list.")
     conf = DotDict({"pruning": None, "distillation": None, "quantization": None})
     callbacks_list = [_make_callbacks(config, model, optimizer, conf) for config in configs]
-    # Quantization comes last: pruning starts with the layers as they are, and ends before their weights are int8.
+    # Quantization comes last: pruning starts with the original layers, and ends before their weights are int8.
     callbacks_list.sort(key=lambda callbacks: isinstance(callbacks, QuantizationAwareTrainingCallbacks))
     return CompressionManager(model, callbacks_list, conf)
 

@@ -1,4 +1,4 @@
-"""Open the tensors and the other files of a transformers folder, whatever format its weights have."""
+"""Open the tensors and the other files of a transformers folder, in any weight format."""
 
 from __future__ import annotations
 

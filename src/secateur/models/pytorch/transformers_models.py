@@ -76,8 +76,8 @@ def load_pretrained(path: Path) -> nn.Module:
         )
     if unused := sorted(info["unexpected_keys"]):
         warnings.warn(
-            f"{str(path)!r} has {format_count(len(unused), 'tensor')} without a place in {type(model).__name__}, "
-            f"not to be pruned: {format_list(map(format_value, unused))}.",
+            f"{str(path)!r} has {format_count(len(unused), 'tensor')} that {type(model).__name__} does not use and "
+            f"that are not pruned: {format_list(map(format_value, unused))}.",
             stacklevel=2,
         )
     _remove_quantization_config(model)

@@ -93,7 +93,7 @@ def _convert(name: str, tensor: Any, target: Any, file: Path) -> Any:
     if not is_same:
         raise ModelLoadError(
             f"{format_value(name)} is {tensor.dtype} in {str(file)!r}, but {target.dtype} in the model, which cannot "
-            f"represent its numbers. Convert the weights or the model first."
+            "represent its values. Convert the weights or the model first."
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Convert batches of data loaders and tokenizers to arguments of a model's ``forward``, and suggest what would fit."""
+"""Convert batches of data loaders and tokenizers to arguments of a model's ``forward``, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 __all__ = ["arrange_arguments", "suggest_batches"]
 
 LABELS = ("labels", "label", "targets", "target")
-"""Names under which data sets store what a model should predict."""
+"""Names under which data sets store labels."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -20,8 +20,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def arrange_arguments(model: nn.Module, batch: Any) -> Arguments | None:
     """Return the positional and keyword arguments with which to call a model; ``None``: the batch has another form.
 
-    What ``forward`` cannot take is left out: the labels of ``(inputs, labels)``, as data loaders yield, and those of a
-    mapping. A mapping whose names are not those of arguments is the only argument, as in ``forward(features)``.
+    Values that ``forward`` does not accept are left out: the labels of ``(inputs, labels)``, as data loaders yield, and
+    those of a mapping. A mapping whose names are not those of arguments is the only argument, as in
+    ``forward(features)``.
 
     Examples:
         >>> inputs, labels = torch.ones(2, 4), torch.tensor([0, 1])

@@ -213,7 +213,7 @@ def _create_batch(model: nn.Module, number: int, value: Any) -> Batch:
 
 
 def _refuse_lists(number: int, named: Mapping[str, Any]) -> None:
-    """Raise `CalibrationError` for what a tokenizer returns without ``return_tensors``."""
+    """Raise `CalibrationError` for the output of a tokenizer without ``return_tensors``."""
     for key in ("input_ids", "pixel_values", "input_values", "input_features"):
         if isinstance(named.get(key), list):
             raise CalibrationError(

@@ -1,4 +1,4 @@
-"""The loss of a model on a batch of calibration data, whose gradients say which units matter.
+"""The loss of a model on a batch of calibration data, whose gradients rank units.
 
 Legend: B rows of a batch, T tokens, C classes.
 """
@@ -57,9 +57,9 @@ def read_loss(loss: Loss | None, outputs: Any, number: int, original: Any) -> to
 def compute_loss(loss: Loss | None, outputs: Any, batch: Batch, original: Any) -> torch.Tensor:
     """Return a loss of any model, summed over the rows of the batch.
 
-    It is the given loss, or else that of the model, which are means over the rows. A model with logits and without a
-    loss gets labels sampled from its own predictions: the mean square of such gradients is the Fisher information. The
-    outputs of other models are projected on a random direction, of which it is the Gauss-Newton matrix.
+    It is the given loss, or else that of the model, which are means over the rows. For a model with logits and without
+    a loss, labels are sampled from its own predictions: the mean square of these gradients is the Fisher information.
+    The outputs of other models are projected on a random direction, for which it is the Gauss-Newton matrix.
 
     Args:
         loss: The given loss, if any.

@@ -1,4 +1,4 @@
-"""Accumulate statistics of what each of stacked experts reads, where their matrices are used.
+"""Accumulate statistics of the inputs of each stacked expert, where its matrix is multiplied.
 
 Legend: E experts, F input features.
 """
@@ -25,8 +25,8 @@ __all__ = ["ExpertStatistics"]
 PRODUCTS = frozenset({torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__})
 """Operators whose second operand is a matrix that is stored with its inputs first."""
 
-UNKNOWN_USE = "its experts are not used one by one, so what each of them reads cannot be measured"
-UNKNOWN_PADDING = "padding cannot be told from tokens in what its experts read"
+UNKNOWN_USE = "its experts are not multiplied one by one, so their inputs cannot be measured"
+UNKNOWN_PADDING = "padding cannot be distinguished from tokens in the inputs of its experts"
 NO_DATA = "none of its experts read calibration data"
 
 IMPLEMENTATION = "_experts_implementation"
@@ -88,10 +88,10 @@ class ExpertStatistics(TorchFunctionMode):
         self._keep = None if keep is None or bool(keep.all()) else keep.reshape(-1)
 
     def add_other_ranks(self, team: Team) -> None:
-        """Add what the experts have read on the other ranks, so that all have the statistics of all batches.
+        """Add the statistics of the other ranks, so that all ranks have those of all batches.
 
         Raises:
-            RankError: Another rank has failed, or is gone.
+            RankError: Another rank has failed or exited.
         """
         if team.size == 1 or not self.layers:
             return
@@ -120,7 +120,7 @@ class ExpertStatistics(TorchFunctionMode):
         return [expert for expert, rows in enumerate(self._rows[layer].tolist()) if not rows]
 
     def describe_unused(self, layer: str) -> str:
-        """Say which experts read no calibration data."""
+        """Describe which experts read no calibration data."""
         numbers = format_list(map(str, self.find_unused_experts(layer)))
         return f"its experts {numbers} read no calibration data"
 

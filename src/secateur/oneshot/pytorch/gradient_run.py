@@ -113,7 +113,7 @@ class GradientRun:
 
     @contextmanager
     def _trainable_weights(self) -> Iterator[None]:
-        """Let gradients reach frozen weights too."""
+        """Compute gradients of frozen weights as well."""
         with ExitStack() as cleanup:
             for weight in self.weights.values():
                 cleanup.callback(weight.parameter.requires_grad_, weight.parameter.requires_grad)

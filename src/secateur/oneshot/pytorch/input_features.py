@@ -32,7 +32,7 @@ def explain_unsupported(module: nn.Module) -> str | None:
     if isinstance(module, Convolution) and not any(
         type(module).forward is kind.forward for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     ):
-        return "It has a forward of its own, so how it reads its inputs is unknown."
+        return "It has a custom forward method, so it is unknown how it reads its inputs."
     return None
 
 

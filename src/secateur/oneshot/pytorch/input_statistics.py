@@ -140,11 +140,11 @@ class InputStatistics:
         return [tuple(names) for names in groups.values()]
 
     def add_other_ranks(self, team: Team) -> None:
-        """Add what the other ranks have read, so that all have the statistics of all batches.
+        """Add the statistics of the other ranks, so that all ranks have those of all batches.
 
         Raises:
             CalibrationError: Layers share their inputs on some ranks and not on others.
-            RankError: Another rank has failed, or is gone.
+            RankError: Another rank has failed or exited.
         """
         if team.size == 1:
             return

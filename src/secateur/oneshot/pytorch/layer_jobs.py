@@ -31,12 +31,12 @@ __all__ = ["JobResult", "LayerJob", "assign_costs", "create_jobs", "run_jobs"]
 
 @dataclass
 class JobResult:
-    """What solving one or several jobs found.
+    """The results of one or several jobs.
 
     Attributes:
         masks: Layer → its mask, in the weight's stored shape.
         errors: Layer → relative error of its outputs.
-        blind: Layer → why some or all of it was pruned by magnitude.
+        blind: Layer → why all or part of it was pruned by magnitude.
         seconds: Time spent in the solver and in layer refiners.
     """
 
@@ -97,7 +97,7 @@ class InputJob(LayerJob):
     Args:
         targets: The layers.
         recipe: The solver and the refiners.
-        statistics: What is known about their inputs.
+        statistics: The statistics of their inputs.
     """
 
     def __init__(self, targets: Sequence[Target], recipe: Recipe, statistics: InputStatistics) -> None:
@@ -118,7 +118,7 @@ class ExpertsJob(LayerJob):
     Args:
         target: The layer.
         recipe: The solver and the refiners.
-        experts: What is known about the inputs of each expert.
+        experts: The statistics of the inputs of each expert.
     """
 
     def __init__(self, target: Target, recipe: Recipe, experts: ExpertStatistics) -> None:
@@ -173,10 +173,10 @@ def create_jobs(
 
 
 def run_jobs(jobs: Sequence[LayerJob], team: Team) -> JobResult:
-    """Run each job on one rank, and write what it found into the models of all ranks.
+    """Run each job on one rank, and write its results into the models of all ranks.
 
     Raises:
-        RankError: Another rank has failed, or is gone.
+        RankError: Another rank has failed or exited.
     """
     owners = assign_costs([job.cost for job in jobs], team.size)
     found = {number: job.run() for number, job in enumerate(jobs) if owners[number] == team.rank}

@@ -161,7 +161,7 @@ class _Meter:
         if not isinstance(first, torch.Tensor):
             return args, kwargs
         watched = self._watch(name, first)
-        # Attention without a key and a value of its own reads its input three times.
+        # Self-attention reads its input three times.
         return (
             tuple(watched if item is first else item for item in args),
             {key: watched if item is first else item for key, item in kwargs.items()},
@@ -202,7 +202,7 @@ class _Meter:
             products_BF = self._sum_tokens(reader.module, products.detach())
             channels_F = _list_units(reader).to(products_BF.device)
             units = self._units[group]
-            # Channels of no unit go into one more, which is dropped.
+            # Channels without a unit are collected in an extra unit, which is dropped.
             places_F = torch.where(channels_F < 0, units, channels_F)
             sums_BU = products_BF.new_zeros(len(products_BF), units + 1).index_add_(1, places_F, products_BF)[:, :units]
             known = self._batch_sums.get(group)

@@ -25,8 +25,8 @@ class Recipe:
         solver: Prunes each layer, or each group of units.
         refiners: Repair the kept weights.
         allocation: Decides how much of each layer is pruned.
-        loss: Computes the loss whose gradients say which units matter, from the outputs of the model and the batch;
-            ``None``: see `compute_loss`.
+        loss: Computes the loss whose gradients rank units, from the outputs of the model and the batch; ``None``: see
+            `compute_loss`.
     """
 
     solver: Solver | UnitSolver
@@ -112,7 +112,7 @@ class Recipe:
 
     @property
     def needs_unit_gram(self) -> bool:
-        """Whether pruning needs Gram matrices of what layers read that read units; else norms are enough."""
+        """Whether pruning needs Gram matrices of the layers that read units; otherwise, norms are enough."""
         refiners = (refiner.unit_needs for refiner in self.unit_refiners)
         return "gram" in {self.unit_solver.unit_needs, self.unit_solver.repair_needs, *refiners}
 
@@ -133,7 +133,7 @@ class Recipe:
 
     @property
     def needs_gram(self) -> bool:
-        """Whether Gram matrices are needed; else norms are enough."""
+        """Whether Gram matrices are needed; otherwise, norms are enough."""
         return "gram" in {self.layer_solver.needs, *(refiner.needs for refiner in self.layer_refiners)}
 
     def __str__(self) -> str:

@@ -102,7 +102,7 @@ class RecordedRun(ABC):
             return report
 
     def _warn(self, report: CalibratedReport) -> None:
-        """Warn of what may be other than the user expects."""
+        """Warn of results that the user may not expect."""
         if self.team.is_leader:
             report.warn_of_magnitude()
             report.warn_of_nearly_empty_layers()
@@ -113,7 +113,7 @@ class RecordedRun(ABC):
 
     @abstractmethod
     def _build_report(self, outcome: Outcome, seconds: float) -> CalibratedReport:
-        """Verify the model, and describe what was pruned in so many seconds."""
+        """Verify the model, and report what was pruned and how long it took."""
 
     def _undo(self, record: RunRecord) -> None:
         """Restore the model's dense weights; if that fails, their backup stays."""
@@ -166,7 +166,7 @@ class RecordedRun(ABC):
                 "weights": self.storage.hash_other_weights(()),
             }
         )
-        description["ranks"] = self.team.size  # sums are rounded in another order if their number is another
+        description["ranks"] = self.team.size  # another number of ranks adds in another order, which rounds differently
         if isinstance(self.storage, FileStorage):
             return TeamCheckpointRecord(self.team, self.execution.folder, description, self.storage)
         return TeamRecord(self.team, self.execution.folder, description)

@@ -1,4 +1,4 @@
-"""Regroup calibration batches by sequences, so that refiners do the same however the data was cut into batches."""
+"""Regroup calibration batches by sequence, so that refiners do not depend on how the data was cut into batches."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _join(group: list[Batch]) -> list[Batch]:
 
 
 def _describe(batch: Batch) -> Any:
-    """Return everything but the rows; batches with other values than tensors are never equal."""
+    """Return everything except the rows; batches with values other than tensors are never equal."""
     return [
         (key, value.shape[1:], value.dtype) if isinstance(value, torch.Tensor) else object()
         for key, value in (*enumerate(batch.args), *batch.kwargs.items())

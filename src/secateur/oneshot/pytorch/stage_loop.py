@@ -161,7 +161,7 @@ class StageLoop(ABC, Generic[AnyStage]):
         """Return name → parameter for all parameters that pruning the stage may change."""
 
     def resume_stage(self, saved: Mapping[str, Any]) -> None:
-        """Do what else is needed after the parameters of a finished stage were loaded, given its results."""
+        """Complete a finished stage after its parameters were loaded, given its results."""
 
     def name_parameters(self, parameters: Sequence[nn.Parameter]) -> dict[str, torch.Tensor]:
         """Return name → parameter of the model."""
@@ -169,7 +169,7 @@ class StageLoop(ABC, Generic[AnyStage]):
         return {names[id(parameter)]: parameter.detach() for parameter in parameters}
 
     def _needs_outputs(self, stages: Sequence[AnyStage], number: int) -> bool:
-        """Whether a later stage is not pruned yet, so that it reads the outputs of this one."""
+        """Whether a later stage is not pruned yet and therefore reads the outputs of this one."""
         return any(
             stage.has_work and not self.record.is_done(later)
             for later, stage in enumerate(stages[number + 1 :], start=number + 1)

@@ -55,7 +55,7 @@ def iterate_problems(
         stages: The stages.
         inputs: Stores the inputs of the next stage.
         team: The ranks that share the calibration data.
-        with_gram: Whether Gram matrices are needed; else norms are enough.
+        with_gram: Whether Gram matrices are needed; otherwise, norms are enough.
     """
     for stage in stages:
         targets = {target.name: target for target in stage.targets}
@@ -80,7 +80,7 @@ def collect_statistics(
     Args:
         stage: The stage.
         team: The ranks that share the calibration data; all of them get the statistics of all of it.
-        with_gram: Whether Gram matrices are needed; else norms are enough.
+        with_gram: Whether Gram matrices are needed; otherwise, norms are enough.
         outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
     """
     layers = {target.name: target.module for target in stage.targets if isinstance(target.module, nn.Module)}

@@ -23,7 +23,7 @@ class RankedPath:
     """A group with its losses.
 
     Attributes:
-        path: The order in which units are removed, and what that costs.
+        path: The order in which units are removed, and the losses.
         rule: Which numbers of units the group can lose.
     """
 
@@ -31,7 +31,7 @@ class RankedPath:
     rule: KeepRule
 
     def score_block(self, start: int, stop: int) -> float:
-        """Return by how much each unit from `start` to `stop` raises the loss, on average."""
+        """Return the mean increase of the loss per unit from `start` to `stop`."""
         return float(self.path.losses[stop] - self.path.losses[start]) / (stop - start)
 
 
@@ -54,7 +54,7 @@ def count_uniformly(groups: Sequence[UnitGroup]) -> dict[str, int]:
 
 
 def count_globally(groups: Sequence[UnitGroup], paths: Mapping[str, RemovalPath]) -> dict[str, int]:
-    """Return group → number of units to remove: those that raise the loss least, over all groups of a pattern."""
+    """Return group → number of units to remove: those that increase the loss least, over all groups of a pattern."""
     counts: dict[str, int] = {}
     patterns: list[GroupPattern] = list({id(group.pattern): group.pattern for group in groups}.values())
     for pattern in patterns:

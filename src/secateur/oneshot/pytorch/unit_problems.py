@@ -63,7 +63,7 @@ class ConsumerPart:
         reader: Its layer.
         index: Which group of a grouped convolution it is.
         features: The numbers of its input features in the layer; features that other groups have removed are left out.
-        is_measured: Whether its inputs were measured, so that it can be repaired.
+        is_measured: Whether its inputs were measured, which a repair requires.
     """
 
     consumer: UnitConsumer

@@ -1,4 +1,4 @@
-"""Remove units from a torch model with calibration data: choose them, set them to zero, and repair what reads them."""
+"""Remove units from a torch model with calibration data: choose and zero them, and repair the layers that read them."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ from secateur.solvers.unit_problem import ConsumerUpdate, RemovalPath
 __all__ = ["ChooseCounts", "UnitRun", "refuse_weight_files", "removes_units"]
 
 ChooseCounts = Callable[[Mapping[str, RemovalPath]], Mapping[str, int]]
-"""Chooses group → number of units to remove, given group → its units in the order of their removal, with losses."""
+"""Returns group → number of units to remove, given group → its units in the order of removal, with losses."""
 
 
 IMPORTANCE_BATCHES = 8
-"""Number of batches, evenly spaced, that suffice to say how much the loss depends on each output of a layer."""
+"""Number of evenly spaced batches that suffice to estimate how much the loss depends on each output of a layer."""
 
 
 class UnitRun(RecordedRun):
@@ -67,7 +67,7 @@ class UnitRun(RecordedRun):
         batches: The calibration data.
         execution: Where and how the run executes.
         choose_counts: Chooses how many units each group loses, after a pass over the dense model; a group can lose all
-            of its units. ``None``: the targets of the patterns. A run that resumes uses the counts of its first start.
+            of its units. ``None``: the targets of the patterns. A resumed run uses the counts of the original run.
 
     Attributes:
         identity: Plain values that identify `choose_counts`, so that a run does not resume one with other counts. Set
@@ -128,7 +128,7 @@ class UnitRun(RecordedRun):
         return outcome
 
     def _warn(self, report: CalibratedReport) -> None:
-        """Warn, but not of layers that are empty because the counts say so."""
+        """Log warnings, except for layers that are empty because of the counts."""
         report.warn_of_magnitude()
         if self.choose_counts is None:
             report.warn_of_nearly_empty_layers()

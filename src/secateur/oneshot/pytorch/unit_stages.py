@@ -165,9 +165,9 @@ def record_statistics(
     Args:
         stage: The stage.
         layers: Layer → module.
-        with_gram: Whether Gram matrices are needed; else norms are enough.
-        outputs: Where to store the outputs of the stage, if it has any; ``None``: they are not needed, so that each
-            batch only runs up to the last of the layers.
+        with_gram: Whether Gram matrices are needed; otherwise, norms are enough.
+        outputs: Where to store the outputs of the stage, if it has any; ``None``: they are not needed, and each batch
+            only runs up to the last of the layers.
     """
     statistics = InputStatistics(layers, with_gram=with_gram)
     shortcut = Shortcut(layers.values() if outputs is None else ())

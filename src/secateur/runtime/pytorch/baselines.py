@@ -1,4 +1,4 @@
-"""Time what could be run instead of a compiled model: the dense model in bfloat16, and `torch.compile`."""
+"""Time the alternatives to a compiled model: the dense model in bfloat16, and `torch.compile`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_COMPILED_MODULES = 200
 """Limit for the modules of a model that `torch.compile` is timed for. It takes up to a second for each of them."""
 
 MAX_COPY_BYTES = 4 << 30
-"""Models that take more bytes in bfloat16 are not copied, because a system that runs out of memory ends the process."""
+"""Models that take more bytes in bfloat16 are not copied, because running out of memory would kill the process."""
 
 MAX_NOISE = 1e-2
 """Models whose outputs differ by more between calls, relative to the largest output, are not compared."""
@@ -75,7 +75,7 @@ class BaselineTimer:
     clock: Clock
 
     def measure(self, *, torch_compile: bool) -> tuple[BaselineReport, ...]:
-        """Time a model of float32 in bfloat16, and any model with `torch.compile` if that is requested.
+        """Time a float32 model in bfloat16, and any model with `torch.compile` if requested.
 
         `torch.compile` is timed in bfloat16 only where the dense model is faster in bfloat16.
         """

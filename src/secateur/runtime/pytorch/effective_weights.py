@@ -1,4 +1,4 @@
-"""Find the weights with which a module computes: its parameters, or what parametrizations and masks make of them."""
+"""Find the weights with which a module computes: its parameters, after parametrizations and masks."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ HOOK_ATTRIBUTES = tuple(name for name in nn.Module().__dict__ if name.endswith("
 def inspect_layers(model: nn.Module) -> dict[str, LayerReport]:
     """Report the shape and zeros of each layer in the order of the model, and the reason if it must stay dense.
 
-    All modules are listed that have a weight with at least two axes, also those whose type is never replaced.
+    All modules that have a weight with at least two axes are listed, even if their type is never replaced.
 
     Raises:
         LayerError: The model has weights that are tensor subclasses.

@@ -187,7 +187,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         return self.inner_optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
-        """Use averaged weights if the inner optimizer averages, also with pruned weights at zero."""
+        """Use averaged weights if the inner optimizer averages, with pruned weights at zero."""
         self.inner_optimizer.finalize_variable_values(var_list)
         if not self._is_active or self._pruning is None or self._has_no_values():
             return
@@ -403,7 +403,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
             ACTIVE.discard(self._pruning)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return masks, scores and counters as NumPy arrays, which a run needs to resume besides model and optimizer.
+        """Return masks, scores and counters as NumPy arrays: what a run needs to resume besides model and optimizer.
 
         ``model.save`` saves all of this together.
         """

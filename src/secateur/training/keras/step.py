@@ -97,7 +97,7 @@ class PruningStep:
 
         Returns:
             Whether the call makes a step, and the learning rate of each kernel that it changes. A call without pruned
-            kernels makes no step, such as that of the other model in adversarial training.
+            kernels, such as that of the other model in adversarial training, makes no step.
         """
         given = {name: gradients.get(id(kernel.variable)) for name, kernel in self.kernels.items()}
         slots = {name: kernel.slot for name, kernel in self.kernels.items() if given[name] is not None and kernel.slot}

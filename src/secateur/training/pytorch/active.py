@@ -14,7 +14,7 @@ __all__ = ["add_active", "remove_active"]
 
 
 class StepFollower(Protocol):
-    """A pruner that follows the steps of optimizers that it does not have."""
+    """A pruner that follows the steps of optimizers that were not passed to it."""
 
     def follow_other_step(self, optimizer: Optimizer) -> None:
         """Act after a step of any optimizer of the process."""

@@ -1,4 +1,4 @@
-"""What processes that train one model must agree on before it is pruned."""
+"""Check that processes that train one model agree on what is pruned."""
 
 from __future__ import annotations
 

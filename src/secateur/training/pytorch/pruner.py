@@ -310,7 +310,7 @@ class PytorchPruner:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a resumed run needs to end with the same bits, as tensors and plain values."""
+        """Return everything that a resumed run needs to end bit-identically, as tensors and plain values."""
         self._complete_update()
         return {
             "format_version": FORMAT_VERSION,

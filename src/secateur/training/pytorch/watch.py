@@ -1,4 +1,4 @@
-"""Detect that weights change outside the steps that a pruner sees."""
+"""Detect weights that change outside the steps that a pruner observes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLE = 1024
 """Number of values by which a change of a weight is noticed."""
 
 MIN_CHANGES = 2
-"""Changes without a step before a warning. One is usual where weights are perturbed between two backward passes."""
+"""Changes without a step before a warning. One is normal if weights are perturbed between two backward passes."""
 
 
 class StepWatch:

@@ -200,7 +200,7 @@ class TrainedParameter(ParameterWeight):
         return count_true(free)
 
     def has_revived(self) -> bool:
-        """Whether a pruned weight is not zero."""
+        """Whether any pruned weight is not zero."""
         return self.mask is not None and bool(self.stored[~self.mask.to(self.stored.device)].any())
 
     def mask_gradient(self) -> None:

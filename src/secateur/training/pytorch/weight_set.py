@@ -64,7 +64,7 @@ class WeightSet(dict[str, TrainedParameter]):
         """Find the weights of an optimizer, ``None``: of all, with which the run cannot continue: layer → why.
 
         Args:
-            free: Layers in which no zeros are kept, so that it does not matter what happens to them.
+            free: Layers in which no zeros are kept, which may change freely.
             optimizer: The optimizer.
         """
         weights = self.find_trained(optimizer).items()

@@ -36,7 +36,7 @@ def unwrap_optimizer(optimizer: Any) -> list[Any]:
 
 
 def changes_weights(wrapper: Any) -> bool:
-    """Whether a wrapper is an optimizer of its own, which may change weights besides the steps of the inner one.
+    """Whether a wrapper is an optimizer itself, which may change weights outside the steps of the inner one.
 
     Wrappers of training frameworks only have the type of an optimizer.
     """

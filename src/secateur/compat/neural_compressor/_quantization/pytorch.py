@@ -43,11 +43,11 @@ class QuantizationSimulator:
             if name and isinstance(module, nn.Linear) and config.is_quantized(name, type(module).__name__)
         }
         if not self.names:
-            raise ConfigError("Quantization needs a linear layer inside the model, found none that is quantized.")
+            raise ConfigError("Quantization needs at least one linear layer inside the model, found none to quantize.")
         self.is_active = False
 
     def start(self) -> None:
-        """Start to round weights and inputs; without effect if it has started."""
+        """Start rounding weights and inputs; no effect if it has already started."""
         if self.is_active:
             return
         qat = import_module("torchao.quantization.qat")
@@ -58,7 +58,7 @@ class QuantizationSimulator:
         self.is_active = True
 
     def convert(self) -> None:
-        """Replace the layers by quantized ones; without effect if it has not started."""
+        """Replace the layers by quantized ones; no effect if rounding has not started."""
         if not self.is_active:
             return
         quantization, qat = import_module("torchao.quantization"), import_module("torchao.quantization.qat")

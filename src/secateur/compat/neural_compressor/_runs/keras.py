@@ -1,4 +1,4 @@
-"""Run the elements of a configuration for Keras models whose loop announces its steps, and wrap the models."""
+"""Run the elements of a configuration in custom loops of Keras models, and wrap the models."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def find_nonzero(part: Part) -> dict[str, Array]:
 
 
 def prune_in_one_shot(model: Any, part: Part, **options: Any) -> PruningReport:  # noqa: ARG001 - as for torch
-    """Refuse: methods with calibration data are for torch models.
+    """Raise an error, because methods with calibration data are for torch models.
 
     Raises:
         ConfigError: Always.
@@ -119,12 +119,12 @@ def prune_in_one_shot(model: Any, part: Part, **options: Any) -> PruningReport: 
 
 
 def present_model(model: keras.Model, callbacks: Any) -> PresentedKerasModel:
-    """Return a model as a `CompressionManager` presents it."""
+    """Return the wrapper of a model in a `CompressionManager`."""
     return PresentedKerasModel(model, callbacks)
 
 
 class KerasPruner:
-    """Prune kernels between the steps of a loop that announces them; see `secateur.training.Pruner`.
+    """Prune kernels between the announced steps of a custom loop; see `secateur.training.Pruner`.
 
     Args:
         model: The model.
@@ -209,7 +209,7 @@ class KerasPruner:
 
 
 class PresentedKerasModel:
-    """A model as a `CompressionManager` presents it; otherwise it behaves like the model itself.
+    """The wrapper of a model in a `CompressionManager`, which otherwise behaves like the model itself.
 
     Attributes:
         model: The model.

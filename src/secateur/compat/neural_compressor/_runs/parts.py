@@ -133,7 +133,7 @@ def _check_part(part: Part, where: str, make_plan: MakePlan) -> None:
 
 
 def _limit_target(part: Part, where: str, make_plan: MakePlan) -> None:
-    """Lower the target of an element to what the maxima of its layers allow, with a warning."""
+    """Lower the target of an element to the maximum that its layers allow, with a warning."""
     config = part.config
     if config.kind == "pattern_lock" or config.target_sparsity is None or ":" in config.pattern:
         return
@@ -142,7 +142,7 @@ def _limit_target(part: Part, where: str, make_plan: MakePlan) -> None:
     most = sum(bound for pattern in patterns for bound in pattern.budget.upper_bounds().values())
     if total and round(config.target_sparsity * total) > most:
         logger.warning(
-            "%s: max_sparsity_ratio_per_op=%s allows to prune %d of %d units, so target_sparsity=%s counts as %.6g.",
+            "%s: max_sparsity_ratio_per_op=%s allows pruning %d of %d units, so target_sparsity=%s counts as %.6g.",
             where,
             config.max_sparsity_ratio_per_op,
             most,

@@ -1,4 +1,4 @@
-"""Start runs for torch models, and wrap them."""
+"""Start runs for torch models, and wrap the models."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def start_runs(
 ) -> list[PytorchPruner | None]:
     """Start a pruner for each part with layers.
 
-    Without an optimizer, the loop announces the steps, and the first one tells the learning rate.
+    Without an optimizer, the loop announces the steps, and the first one sets the learning rate.
 
     Args:
         model: The model.
@@ -160,7 +160,7 @@ def read_example_inputs(model: nn.Module, batches: Iterable[Any]) -> Any:
 
 
 def present_model(model: nn.Module, callbacks: Any) -> PresentedModule:  # noqa: ARG001 - only Keras needs callbacks
-    """Return a model as a `CompressionManager` presents it."""
+    """Return the wrapper of a model in a `CompressionManager`."""
     return PresentedModule(model)
 
 
@@ -186,7 +186,7 @@ class _ModelInputs:
 
 
 class PresentedModule(nn.Module):
-    """A model as a `CompressionManager` presents it; otherwise it behaves like the model itself.
+    """The wrapper of a model in a `CompressionManager`, which otherwise behaves like the model itself.
 
     Attributes:
         model: The model.

@@ -1,1 +1,1 @@
-"""Make layers from the weights in files, for pattern classes that read layers."""
+"""Create layers from the weights in files, for pattern classes that read layers."""

@@ -1,4 +1,4 @@
-"""Make Keras layers from the weights in files."""
+"""Create Keras layers from the weights in files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Make torch layers from the weights in files."""
+"""Create torch layers from the weights in files."""
 
 from __future__ import annotations
 

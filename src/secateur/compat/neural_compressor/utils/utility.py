@@ -52,7 +52,7 @@ class DotDict(dict[str, Any]):
 
 
 class LazyImport:
-    """Stands for a module, which is imported when an attribute is first read.
+    """Placeholder for a module, which is imported when an attribute is first read.
 
     Attributes that Python's `inspect` and mock objects look for in every object, `__wrapped__` and `_mock_name`, do not
     import it.

@@ -120,7 +120,7 @@ class BitmaskTileKernel(Kernel):
 
     @property
     def activation_bytes(self) -> int:
-        """Size of an activation in bytes, also if it is split."""
+        """Size of an activation in bytes, even if it is split."""
         return TYPE_BYTES[self.activation_type]
 
     @property

@@ -1,4 +1,4 @@
-"""Use the threads of an OpenMP runtime that the process has already loaded, such as the one of torch."""
+"""Use the threads of an OpenMP runtime that the process has already loaded, such as torch's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Create the losses of distillation for a model."""
+"""Create the distillation losses of a model."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ TINY = 1e-9
 """Added to probabilities before the logarithm."""
 
 TOLERANCE = 0.2
-"""Largest distance from 1 of the sum of what counts as probabilities."""
+"""Maximum deviation from 1 of the sum of values that count as probabilities."""
 
 
 def _soft_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ SELF_LOSSES: dict[str, Loss] = {"CE": _soft_cross_entropy, "KL": _logit_divergen
 
 
 class _DistillationLoss:
-    """Base class of the losses, with the model that teaches."""
+    """Base class of the losses, with the teacher model."""
 
     def __init__(self, student_model: nn.Module | None = None, teacher_model: nn.Module | None = None) -> None:
         self.student_model = student_model
@@ -185,7 +185,7 @@ class PyTorchIntermediateLayersKnowledgeDistillationLoss(_DistillationLoss):
         weakref.finalize(self, _remove_hooks, self.hook_handles)
 
     def register_hooks_for_models(self) -> None:
-        """Start to record outputs; without effect if it has started."""
+        """Start recording outputs; no effect if it has already started."""
         if self.hook_handles:
             return
         layers = [
@@ -197,12 +197,12 @@ class PyTorchIntermediateLayersKnowledgeDistillationLoss(_DistillationLoss):
             self.hook_handles.append(layer.register_forward_hook(_make_recorder(self._features, key, process)))
 
     def remove_all_hooks(self) -> None:
-        """Stop recording outputs, and forget those recorded."""
+        """Stop recording outputs, and discard those recorded."""
         _remove_hooks(self.hook_handles)
         self.clear_features()
 
     def clear_features(self) -> None:
-        """Forget the recorded outputs."""
+        """Discard the recorded outputs."""
         self._features.clear()
 
     def loss_cal_sloss(self, student_outputs: Any, teacher_outputs: Any, student_loss: Any) -> Any:  # noqa: ARG002
@@ -238,7 +238,7 @@ class PyTorchIntermediateLayersKnowledgeDistillationLoss(_DistillationLoss):
         ]
         if student.ndim != teacher.ndim or len(axes) != 1:
             raise ConfigError(
-                f"The outputs of {self.layer_mappings[index]} must have the same shape but for one axis, found "
+                f"The outputs of {self.layer_mappings[index]} must have the same shape except for one axis, found "
                 f"{tuple(student.shape)} and {tuple(teacher.shape)}."
             )
         axis = axes[0]
@@ -408,7 +408,7 @@ def _select_output(output: Any, process: Any) -> Any:
 
 
 def _to_probabilities(values: torch.Tensor) -> torch.Tensor:
-    """Apply softmax to values that are no probabilities yet."""
+    """Apply softmax to values that are not probabilities."""
     return values.softmax(dim=-1) if bool(((values.sum(dim=-1) - 1).abs() > TOLERANCE).any()) else values
 
 

@@ -1,4 +1,4 @@
-"""Search hyperparameters, with the interface of Intel Neural Compressor."""
+"""Search for hyperparameters, with the interface of Intel Neural Compressor."""
 
 from __future__ import annotations
 

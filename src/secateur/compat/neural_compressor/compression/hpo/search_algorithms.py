@@ -1,4 +1,4 @@
-"""Define the searchers of hyperparameters."""
+"""Define the hyperparameter searchers."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ class RandomSearcher(Searcher):
 
 
 class _ModelSearcher(Searcher):
-    """Suggests the best of many random points, according to a model of the metric."""
+    """Suggests the best of many random points according to a model of the metric."""
 
     min_train_samples = 1
 
@@ -268,7 +268,7 @@ class BayesianOptimizationSearcher(_ModelSearcher):
         model = GaussianProcessRegressor(
             kernel, alpha=1e-6, normalize_y=True, n_restarts_optimizer=3, random_state=self.seed
         )
-        with warnings.catch_warnings():  # the kernel's length at its bound is no concern for a search
+        with warnings.catch_warnings():  # a kernel length at its bound does not matter for a search
             warnings.simplefilter("ignore", ConvergenceWarning)
             mean, deviation = model.fit(points, metrics).predict(candidates, return_std=True)
         return mean + EXPLORATION * deviation

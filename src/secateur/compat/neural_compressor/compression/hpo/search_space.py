@@ -21,9 +21,9 @@ class SearchSpace:
 
     Args:
         bound: Start and end of the range; the end is excluded.
-        interval: Distance of the values of a discrete space, in units of the hyperparameter.
+        interval: Distance between the values of a discrete space, in units of the hyperparameter.
         value: The values of a discrete space.
-        type: ``"discrete"`` or ``"continuous"``, to overrule the choice above.
+        type: ``"discrete"`` or ``"continuous"``, to override the choice above.
 
     Attributes:
         total_num: Number of values; infinity for a continuous space.
@@ -92,7 +92,7 @@ class DiscreteSearchSpace(SearchSpace):
 
     Args:
         bound: Start and end of the range; the end is excluded.
-        interval: Distance of the values; by default 1 if both bounds are whole numbers, otherwise 0.01.
+        interval: Distance between the values; by default 1 if both bounds are whole numbers, otherwise 0.01.
         value: The values, instead of a range.
         type: Ignored.
 

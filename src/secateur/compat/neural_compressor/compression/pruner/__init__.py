@@ -23,7 +23,7 @@ def prepare_pruning(
     framework: str = "pytorch",  # noqa: ARG001 - the model decides
     device: Any = None,
 ) -> Any:
-    """Prepare a model for pruning during training, or prune it at once with calibration data.
+    """Prepare a model for pruning during training, or prune it in one shot with calibration data.
 
     Args:
         model: A torch module. Can also be the second argument.
@@ -31,9 +31,9 @@ def prepare_pruning(
         optimizer: The optimizer that trains the model. The pruners follow its steps, so the loop needs no callbacks. At
             the end, call ``on_train_end`` on the returned object to verify the result and get a report.
         dataloader: Calibration batches for ``pruning_type="sparse_gpt"`` and ``"retrain_free"``, which prune the model
-            at once. If a batch is a tuple or list, its first element is the model's input; mappings are passed as
-            keyword arguments. With ``pattern="mha"``, attention is found by running the first batch, so that fused
-            projections are known; without it, by the names of layers.
+            in one shot. If a batch is a tuple or list, its first element is the model's input; mappings are passed as
+            keyword arguments. With ``pattern="mha"``, attention layers are found by running the first batch, which
+            includes fused projections; without it, by layer names.
         loss_func: For ``"retrain_free"``: a function of the outputs and of the second element of a batch that returns
             a loss; ``None``: the ``loss`` of the model's outputs.
         framework: Not used, because the model decides.
@@ -41,7 +41,7 @@ def prepare_pruning(
 
     Returns:
         An object with the callbacks, ``pruners`` and ``report``; a list of two if some elements prune during training
-        and others at once.
+        and others in one shot.
 
     Raises:
         SecateurError: The configuration does not fit the model, or there is neither an optimizer nor data. The model

@@ -1,4 +1,4 @@
-"""Run the criterion, the scheduler and the regularizer of an element, where users registered their own."""
+"""Run the criterion, the scheduler and the regularizer of an element if users registered their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from secateur.compat.neural_compressor._translation import split_pruning_type
-from secateur.compat.neural_compressor._written_criteria import CRITERIA, PREFIX, REGS, TF_CRITERIA, is_written
+from secateur.compat.neural_compressor._user_criteria import CRITERIA, PREFIX, REGS, TF_CRITERIA, is_user_class
 from secateur.compat.neural_compressor.compression.pruner.criteria import get_criterion
 from secateur.compat.neural_compressor.compression.pruner.patterns import get_pattern
 from secateur.compat.neural_compressor.compression.pruner.regs import get_reg
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Extensions:
-    """The criterion, the scheduler and the regularizer of an element; those of users take part in its run.
+    """The criterion, the scheduler and the regularizer of an element. User-defined ones take part in its run.
 
     They are created when they are first used, and can be replaced until then.
 
@@ -50,10 +50,10 @@ class Extensions:
 
     @cached_property
     def pattern(self) -> Any:
-        """The pattern with the methods of Intel Neural Compressor, if there is one, and else that of Secateur."""
+        """The pattern with the methods of Intel Neural Compressor if there is one, otherwise Secateur's pattern."""
         core = self._get_pattern()
-        if (written := getattr(core, "written", None)) is not None:
-            return written
+        if (user_pattern := getattr(core, "user_pattern", None)) is not None:
+            return user_pattern
         try:
             return get_pattern(self._part.element, self._part.modules, self._framework)
         except UnknownNameError:
@@ -104,8 +104,8 @@ class Extensions:
         scores: Mapping[str, Any] = self.criterion.scores
         if not scores:
             name = type(self.criterion).__name__
-            logger.warning("%s has no scores after %d steps, so this update is left out.", name, step)
-        if getattr(self._get_pattern(), "written", None) is None or self._framework != "pytorch":
+            logger.warning("%s has no scores after %d steps, so this update is skipped.", name, step)
+        if getattr(self._get_pattern(), "user_pattern", None) is None or self._framework != "pytorch":
             return scores
         return {name: self._expand_score(name, score) for name, score in scores.items()}
 
@@ -121,7 +121,7 @@ class Extensions:
         return self._sparsities[key]
 
     def _expand_score(self, name: str, score: Any) -> Any:
-        """Return one score per weight, where a criterion has reduced them by the class that will reduce them again."""
+        """Return one score per weight if a criterion has already reduced them with the class that will do so again."""
         shape = tuple(self._part.modules[name].weight.shape)
         if tuple(score.shape) == shape or not hasattr(self.pattern, "reshape_reduced_to_orig"):
             return score
@@ -131,23 +131,23 @@ class Extensions:
 
     @property
     def _ranks(self) -> bool:
-        """Whether the criterion ranks in place of one of Secateur."""
+        """Whether a user's criterion replaces Secateur's."""
         return self._is_replaced("criterion") or self._config.criterion.startswith(PREFIX)
 
     @property
     def _schedules(self) -> bool:
-        """Whether the scheduler decides in place of a schedule of Secateur."""
-        return self._is_replaced("scheduler") or is_written(find_scheduler(self._part.element))
+        """Whether a user's scheduler replaces Secateur's schedule."""
+        return self._is_replaced("scheduler") or is_user_class(find_scheduler(self._part.element))
 
     @property
     def _regularizes(self) -> bool:
-        """Whether the regularizer is one of a user."""
-        return self._is_replaced("reg") or is_written(REGS.get(self._part.element["reg_type"]))
+        """Whether the regularizer is user-defined."""
+        return self._is_replaced("reg") or is_user_class(REGS.get(self._part.element["reg_type"]))
 
     def _is_replaced(self, name: str) -> bool:
-        """Whether an object has been created or assigned, and its class is one of a user."""
+        """Whether an object has been created or assigned, and its class is user-defined."""
         created = vars(self).get(name)
-        return created is not None and is_written(type(created))
+        return created is not None and is_user_class(type(created))
 
     @cached_property
     def _config(self) -> PruningConfig:

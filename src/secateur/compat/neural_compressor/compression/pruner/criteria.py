@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 from secateur._wording import suggest_name
-from secateur.compat.neural_compressor._written_criteria import CRITERIA, register_in
+from secateur.compat.neural_compressor._user_criteria import CRITERIA, register_in
 from secateur.config import PruningConfig
 from secateur.criteria import CRITERIA as CORE_CRITERIA
 from secateur.errors import ScoreError, UnknownNameError, UnsupportedModelError
@@ -34,7 +34,7 @@ def register_criterion(name: str) -> Callable[[Class], Class]:
     ``pruning_type=name`` then ranks by it, and ``name + "_progressive"`` prunes in parts. Its class is created with the
     layers, the element and the pattern. Each step calls ``on_before_optimizer_step`` and ``on_after_optimizer_step``,
     and each update ``on_step_begin``; then ``scores`` must have a tensor for each layer, with one score per weight or
-    per unit, higher for what to keep. While ``scores`` is empty, updates are left out.
+    per unit, higher for what to keep. While ``scores`` is empty, updates are skipped.
 
     Examples:
         >>> @register_criterion("squared")
@@ -99,7 +99,7 @@ class PruningCriterion:
 
 
 class ModuleCriterion(PruningCriterion):
-    """Scores the weights of torch modules with a criterion of Secateur.
+    """Scores the weights of torch modules with one of Secateur's criteria.
 
     Attributes:
         alpha: Factor of the scores of earlier steps.
@@ -113,12 +113,12 @@ class ModuleCriterion(PruningCriterion):
         self.alpha, self.beta = CORE_CRITERIA.find(self.core_name).decay, 1.0
 
     def on_step_begin(self) -> None:
-        """Score the weights, if that does not need gradients."""
+        """Score the weights, if the criterion does not need gradients."""
         if not CORE_CRITERIA.find(self.core_name).needs_gradient:
             self._score_all()
 
     def on_before_optimizer_step(self) -> None:
-        """Score the weights, if that needs gradients.
+        """Score the weights, if the criterion needs gradients.
 
         Raises:
             ScoreError: A layer has no gradient.
@@ -176,7 +176,7 @@ class ModuleSnipMomentum(ModuleCriterion):
 
 
 class UnitCriterion(PruningCriterion):
-    """Stands for a criterion that scores whole units, which needs the run of a pruner.
+    """Placeholder for a criterion that scores whole units, which is only available in a run.
 
     Args:
         modules: Layer name → layer.
@@ -189,14 +189,14 @@ class UnitCriterion(PruningCriterion):
         super().__init__(modules, config, pattern)
 
     def on_before_optimizer_step(self, masks: Any = None) -> NoReturn:  # noqa: ARG002 - part of the interface
-        """Raise, because masks have no gradients here.
+        """Raise an error, because masks have no gradients here.
 
         Raises:
             UnsupportedModelError: Always.
         """
         name = self.config["criterion_type"]
         raise UnsupportedModelError(
-            f"{type(self).__name__} scores units in a run only. Use prepare_pruning with pruning_type={name!r}, or "
+            f"{type(self).__name__} only scores units in a run. Use prepare_pruning with pruning_type={name!r}, or "
             f"derive from PruningCriterion."
         )
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from secateur.compat.neural_compressor._base_callbacks import BaseCallbacks
 from secateur.compat.neural_compressor._reports import merge_reports
-from secateur.compat.neural_compressor._runs.written import WrittenRun
-from secateur.compat.neural_compressor._translation import runs_written_pruner
+from secateur.compat.neural_compressor._runs.user import UserRun
+from secateur.compat.neural_compressor._translation import runs_user_pruner
 from secateur.compat.neural_compressor.compression.pruner.pruners import get_pruner
 from secateur.compat.neural_compressor.compression.pruner.pruners._presented import PresentedPruner
 from secateur.compat.neural_compressor.config import WeightPruningConfig
@@ -36,7 +36,7 @@ class BasePruning:
     Args:
         config: The configuration.
         model: The model.
-        optimizer: Its optimizer, with which the run starts at once; ``None``: it starts with the first callback.
+        optimizer: Its optimizer, with which the run starts immediately; ``None``: it starts with the first callback.
         batches: Batches that the model accepts, with which attention heads are found; ``None``: find them by name.
 
     Attributes:
@@ -71,19 +71,19 @@ class BasePruning:
     def on_train_begin(self, dataloader: Any = None) -> None:
         """Start the run, if it has not started."""
         self._start_once()
-        self._call_written("on_train_begin", dataloader)
+        self._call_user_pruners("on_train_begin", dataloader)
 
     def on_epoch_begin(self, epoch: int | None = None) -> None:
         """Call before each epoch."""
         self._finish_step()
-        self._call_written("on_epoch_begin", epoch)
+        self._call_user_pruners("on_epoch_begin", epoch)
 
     def on_step_begin(self, batch_id: int | None = None) -> None:
         """Call before each batch."""
         self._finish_step()
         self._batches += 1
         if not self._follows_optimizer:
-            self._call_written("on_step_begin", batch_id)
+            self._call_user_pruners("on_step_begin", batch_id)
 
     def on_before_optimizer_step(self) -> None:
         """Call between the backward pass and ``optimizer.step()``.
@@ -119,21 +119,21 @@ class BasePruning:
     def on_step_end(self) -> None:
         """Call after each batch."""
         self._finish_step()
-        self._call_written("on_step_end")
+        self._call_user_pruners("on_step_end")
 
     def on_epoch_end(self) -> None:
         """Call after each epoch."""
         self._finish_step()
-        self._call_written("on_epoch_end")
+        self._call_user_pruners("on_epoch_end")
 
     def on_before_eval(self) -> None:
         """Call before an evaluation."""
         self._finish_step()
-        self._call_written("on_before_eval")
+        self._call_user_pruners("on_before_eval")
 
     def on_after_eval(self) -> None:
         """Call after an evaluation."""
-        self._call_written("on_after_eval")
+        self._call_user_pruners("on_after_eval")
 
     def on_train_end(self) -> PruningReport:
         """Call at the end of training: verify all masks and zeros, and end the run.
@@ -161,7 +161,7 @@ class BasePruning:
         return report
 
     def _create_pruner(self, index: int, part: Any, model: Any, leaf: Any) -> Any:
-        if runs_written_pruner(part.element, self._framework):
+        if runs_user_pruner(part.element, self._framework):
             return get_pruner(part.element, part.modules, self._framework)
         make_pattern = partial(leaf.make_pattern, model)
         return PresentedPruner(part, partial(self._get_run, index), leaf.make_masks, make_pattern, self._framework)
@@ -176,17 +176,17 @@ class BasePruning:
             pruner.prepare_element()
         make_options = [pruner.make_options for _, pruner in presented]
         runs = iter(leaf.start_runs(model, [part for part, _ in presented], optimizer, make_options))
-        written = partial(WrittenRun, framework=self._framework, model_weights=leaf.count_weights(model))
-        started = [next(runs) if isinstance(pruner, PresentedPruner) else written(pruner) for pruner in self.pruners]
+        make_run = partial(UserRun, framework=self._framework, model_weights=leaf.count_weights(model))
+        started = [next(runs) if isinstance(pruner, PresentedPruner) else make_run(pruner) for pruner in self.pruners]
         for run in started if optimizer is not None else []:
-            if isinstance(run, WrittenRun):
+            if isinstance(run, UserRun):
                 run.follow(optimizer)
         return started
 
-    def _call_written(self, name: str, *args: Any) -> None:
-        """Call a method of the pruners that users wrote."""
+    def _call_user_pruners(self, name: str, *args: Any) -> None:
+        """Call a method of the user-defined pruners."""
         for run in self._runs:
-            if isinstance(run, WrittenRun) and self.report is None:
+            if isinstance(run, UserRun) and self.report is None:
                 getattr(run.pruner, name)(*args)
 
     def _get_run(self, index: int) -> Any:
@@ -212,7 +212,7 @@ class BasePruning:
 
 
 class OneShotPruning(BaseCallbacks):
-    """Prune a model at once with calibration data. All callbacks exist, and have no effect.
+    """Prune a model in one shot with calibration data. Callbacks have no effect.
 
     Args:
         config: The configuration.

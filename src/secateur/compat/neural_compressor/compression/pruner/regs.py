@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from secateur._wording import suggest_name
-from secateur.compat.neural_compressor._written_criteria import REGS, register_in
+from secateur.compat.neural_compressor._user_criteria import REGS, register_in
 from secateur.errors import ConfigError, UnknownNameError
 from secateur.frameworks import get_framework
 from secateur.patterns import get_pattern as get_core_pattern
@@ -84,7 +84,7 @@ class GroupLasso(BaseReg):
         config: An element of ``pruning_configs`` with all keys.
         modules: Layer name → layer.
         pattern: The pattern of the element, such as ``"4x1"``.
-        coeff: How far to shrink in a step.
+        coeff: Amount by which to shrink in a step.
 
     Raises:
         ConfigError: The coefficient is negative, or the pattern has no blocks.

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from secateur._wording import suggest_name
 from secateur.compat.neural_compressor._translation import DECAYS
-from secateur.compat.neural_compressor._written_criteria import SCHEDULERS, register_in
+from secateur.compat.neural_compressor._user_criteria import SCHEDULERS, register_in
 from secateur.compat.schedules import register_quarter_cosine
 from secateur.errors import UnknownNameError
 from secateur.schedules import get_schedule

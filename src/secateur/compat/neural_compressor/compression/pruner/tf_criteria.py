@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from secateur._wording import suggest_name
-from secateur.compat.neural_compressor._written_criteria import TF_CRITERIA, register_in
+from secateur.compat.neural_compressor._user_criteria import TF_CRITERIA, register_in
 from secateur.compat.neural_compressor.compression.pruner.criteria import PruningCriterion as ModulePruningCriterion
 from secateur.config import PruningConfig
 from secateur.criteria import get_criterion as get_core_criterion

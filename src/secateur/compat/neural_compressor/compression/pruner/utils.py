@@ -175,7 +175,7 @@ def get_layers(model: Any) -> Any:
 def collect_layer_inputs(
     model: Any, layers: Any, layer_idx: int, layer_inputs: Iterable[Any], device: Any = None
 ) -> tuple[list[Any], Any, dict[str, list[Any]]]:
-    """Return what a block of a torch model receives for each batch.
+    """Return the inputs of a block of a torch model for each batch.
 
     Args:
         model: The model.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.compat.neural_compressor._written_patterns import find_type_name
+from secateur.compat.neural_compressor._user_patterns import find_type_name
 from secateur.compat.neural_compressor.compression.pruner.patterns import mha, ninm, nxm
 from secateur.compat.neural_compressor.compression.pruner.patterns.base import PATTERNS, register_pattern
 from secateur.errors import UnknownNameError

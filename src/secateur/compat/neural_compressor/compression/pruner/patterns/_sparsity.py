@@ -19,7 +19,7 @@ class SparsityInfo(NamedTuple):
 
 
 class SparsityCounter:
-    """The part of a pattern that counts. Masks are layer → booleans, or 0 and 1, in the weight's shape.
+    """The counting methods of a pattern. Masks are layer → booleans, or 0 and 1, in the weight's shape.
 
     Attributes:
         framework: ``"pytorch"`` or ``"keras"``.
@@ -88,14 +88,14 @@ class SparsityCounter:
         min_sparsity_ratio: float,
         final_target_sparsity_ratio: float,
     ) -> tuple[bool, float]:
-        """Limit the sparsity that is proposed for a layer, so that the others can reach their minimum.
+        """Limit the proposed sparsity of a layer, so that the others can reach their minimum.
 
         The methods of this class do not need it: they select within the bounds.
 
         Args:
             masks: Layer → mask of the last update.
             layer_name: The layer.
-            key_new_sparsity: What is proposed for it.
+            key_new_sparsity: The proposed sparsity.
             max_sparsity_ratio: Maximum share of its units, in [0, 1].
             min_sparsity_ratio: Minimum share of the units of each layer at the end, in [0, 1].
             final_target_sparsity_ratio: Share of all units at the end, in [0, 1].

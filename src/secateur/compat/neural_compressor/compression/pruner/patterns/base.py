@@ -10,7 +10,7 @@ from typing import Any
 
 from secateur._array import Array, count_true, namespace
 from secateur._wording import format_list
-from secateur.compat.neural_compressor._written_patterns import PATTERNS, register_pattern
+from secateur.compat.neural_compressor._user_patterns import PATTERNS, register_pattern
 from secateur.compat.neural_compressor.compression.pruner.patterns._progressive import ProgressivePatternUtils
 from secateur.compat.neural_compressor.compression.pruner.patterns._sparsity import SparsityCounter, SparsityInfo
 from secateur.errors import ConfigError, LayerError
@@ -354,7 +354,8 @@ class PatternBase(SparsityCounter):
     def register_block_masks(self) -> dict[str, Any]:
         """Return one number per unit of each linear layer, 1.0 if any of its weights is not zero, and 0.0 if none is.
 
-        They are also in `block_masks`, until `remove_block_masks`. A warning names the layers that are not linear.
+        They are also stored in `block_masks` until `remove_block_masks`. A warning names the layers that are not
+        linear.
 
         Returns:
             Layer → float32 numbers of shape (rows / N, columns / M); see `reshape_orig_to_pattern`.
@@ -372,7 +373,7 @@ class PatternBase(SparsityCounter):
         return dict(self.block_masks)
 
     def remove_block_masks(self) -> None:
-        """Forget the masks in `block_masks`."""
+        """Discard the masks in `block_masks`."""
         self.block_masks = {}
 
     def _may_change(self, layer: str) -> bool:
@@ -421,7 +422,7 @@ class PytorchPatternBase(PatternBase):
     """Base class of patterns for torch layers."""
 
     def fasterprune(self, gpt: Any, blocksize: int = 128, percdamp: float = 0.01) -> None:
-        """Prune a layer with SparseGPT, and adjust the weights that stay.
+        """Prune a layer with SparseGPT, and adjust the kept weights.
 
         Args:
             gpt: Has ``module``, the layer, and ``H``, the Gram matrix of its inputs times any factor, of shape

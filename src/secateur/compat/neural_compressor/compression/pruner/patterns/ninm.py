@@ -24,7 +24,7 @@ GROUPS = re.compile(r"([1-9]\d*):([1-9]\d*)")
 class PytorchPatternNInM(PytorchBasePattern):
     """N of every M weights in torch layers; N counts the pruned ones. Its units are groups of M weights.
 
-    Sparsity counts weights, so that it is at most N / M.
+    Sparsity counts weights, so it is at most N / M.
 
     Attributes:
         N: Pruned weights in each group, at least 1.

@@ -1,4 +1,4 @@
-"""Define `PresentedPruner`, which presents the pruner of one element."""
+"""Define `PresentedPruner`, which gives access to the pruner of one element."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from secateur.compat.neural_compressor._translation import PROGRESSIVE_STEPS
-from secateur.compat.neural_compressor._written_criteria import is_written
+from secateur.compat.neural_compressor._user_criteria import is_user_class
 from secateur.compat.neural_compressor.compression.pruner._extensions import Extensions
 from secateur.errors import StateError
 from secateur.masking.run_options import RunOptions
@@ -20,8 +20,8 @@ class PresentedPruner:
 
     Args:
         part: The element and its layers.
-        get_run: Returns the pruner of Secateur that does the work; ``None`` before the run and without layers.
-        read_masks: Returns the masks without a run: before it, or of a model that was pruned at once.
+        get_run: Returns the underlying Secateur pruner; ``None`` before the run and without layers.
+        read_masks: Returns the masks without a run: before it, or of a model that was pruned in one shot.
         make_pattern: Returns Secateur's pattern of the element, without a run.
         framework: ``"pytorch"`` or ``"keras"``.
 
@@ -60,7 +60,7 @@ class PresentedPruner:
 
     @property
     def run(self) -> Any:
-        """The pruner of Secateur that does the work; ``None`` before the run and without layers."""
+        """The underlying Secateur pruner; ``None`` before the run and without layers."""
         return self._get_run()
 
     @property
@@ -81,7 +81,7 @@ class PresentedPruner:
 
     @property
     def pattern(self) -> Any:
-        """The pattern of Secateur with its layers; ``None`` without layers."""
+        """Secateur's pattern with its layers; ``None`` without layers."""
         if (run := self.run) is not None:
             return run.plan.patterns[0]
         return self._make_pattern(self._part) if self.modules else None
@@ -103,7 +103,7 @@ class PresentedPruner:
         one per weight, in which all weights of a unit have its score.
         """
         criterion = self.extensions.criterion
-        if criterion is not None and not is_written(type(criterion)):
+        if criterion is not None and not is_user_class(type(criterion)):
             criterion.scores = self._read_scores(criterion)
         return criterion
 
@@ -119,7 +119,7 @@ class PresentedPruner:
     @reg.setter
     def reg(self, reg: Any) -> None:
         self.extensions.reg = reg
-        if is_written(type(reg)):
+        if is_user_class(type(reg)):
             self.config["reg_type"] = None
 
     @property
@@ -142,7 +142,7 @@ class PresentedPruner:
         self.global_step = global_step
 
     def make_options(self, learning_rate: float | None) -> RunOptions:
-        """Return the options with which a run has the timeline of Intel Neural Compressor."""
+        """Return options that give a run the timeline of Intel Neural Compressor."""
         return RunOptions(
             parts_until=math.floor(self.config["end_step"]),
             learning_rate=learning_rate,

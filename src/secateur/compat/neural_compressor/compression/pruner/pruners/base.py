@@ -1,4 +1,4 @@
-"""The base classes of pruners that users write, as `neural_compressor.compression.pruner.pruners.base`."""
+"""The base classes of user-defined pruners, as `neural_compressor.compression.pruner.pruners.base`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any, NoReturn, TypeVar
 
 from secateur._array import namespace
-from secateur.compat.neural_compressor._written_criteria import PRUNERS, register_in
+from secateur.compat.neural_compressor._user_criteria import PRUNERS, register_in
 from secateur.errors import UnsupportedModelError
 from secateur.frameworks import get_framework
 
@@ -21,8 +21,7 @@ def register_pruner(name: str) -> Callable[[Class], Class]:
 
     ``pruning_type="mine"`` runs the class ``pt_mine``, or for Keras ``keras_mine``, if no criterion has this name.
     Those of criteria run ``pt_basic``, or with ``_progressive`` ``pt_progressive``. The class is created with the
-    element and its layers, and the callbacks of the loop call its methods. It prunes on its own; Secateur verifies its
-    masks.
+    element and its layers, and the callbacks of the loop call its methods. Secateur only verifies its masks.
 
     Examples:
         >>> @register_pruner("pt_mine")

@@ -20,7 +20,7 @@ __all__ = ["KerasBasicPruner", "PytorchBasicPruner"]
 
 
 class CriterionPruner(MaskedPruner):
-    """Prunes what a criterion ranks lowest, when the scheduler says so.
+    """Prunes the units that a criterion ranks lowest, to the sparsity of the scheduler.
 
     Attributes:
         pattern: The pattern.
@@ -69,7 +69,7 @@ class CriterionPruner(MaskedPruner):
         self.current_sparsity_ratio = self.pattern.get_sparsity_ratio(self.masks)
 
     def on_before_optimizer_step(self) -> None:
-        """Pass on to the regularizer and the criterion."""
+        """Call the regularizer and the criterion."""
         self.reg.on_before_optimizer_step()
         self.criterion.on_before_optimizer_step()
 

@@ -1,4 +1,4 @@
-"""A name of `neural_compressor.compression.pruner.pruners.block_mask`."""
+"""Provide the names of `neural_compressor.compression.pruner.pruners.block_mask`."""
 
 from __future__ import annotations
 

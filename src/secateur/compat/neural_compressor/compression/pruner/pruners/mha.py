@@ -1,4 +1,4 @@
-"""A name of `neural_compressor.compression.pruner.pruners.mha`."""
+"""Provide the names of `neural_compressor.compression.pruner.pruners.mha`."""
 
 from __future__ import annotations
 

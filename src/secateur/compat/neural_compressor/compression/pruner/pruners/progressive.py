@@ -1,4 +1,4 @@
-"""A name of `neural_compressor.compression.pruner.pruners.progressive`."""
+"""Provide the names of `neural_compressor.compression.pruner.pruners.progressive`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A name of `neural_compressor.compression.pruner.pruners.retrain_free`."""
+"""Provide the names of `neural_compressor.compression.pruner.pruners.retrain_free`."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ __all__ = ["PytorchRetrainFreePruner"]
 
 @register_pruner("pt_retrain_free")
 class PytorchRetrainFreePruner(RunOnlyPruner):
-    """Prunes at once, with calibration data."""
+    """Prunes in one shot with calibration data."""

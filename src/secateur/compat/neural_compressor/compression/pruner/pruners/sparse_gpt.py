@@ -1,4 +1,4 @@
-"""A name of `neural_compressor.compression.pruner.pruners.sparse_gpt`."""
+"""Provide the names of `neural_compressor.compression.pruner.pruners.sparse_gpt`."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ __all__ = ["SparseGPTPruner"]
 
 @register_pruner("pt_sparse_gpt")
 class SparseGPTPruner(RunOnlyPruner):
-    """Prunes at once with SparseGPT."""
+    """Prunes in one shot with SparseGPT."""

@@ -18,8 +18,8 @@ class WrappedGPT:
 
     Args:
         layer: The layer.
-        layer_id: Kept as it is.
-        layer_name: Kept as it is; also names the layer in error messages.
+        layer_id: Stored unchanged.
+        layer_name: Stored unchanged; also names the layer in error messages.
 
     Attributes:
         rows: Number of outputs.

@@ -1,4 +1,4 @@
-"""Run pattern classes for attention heads that were written for Intel Neural Compressor."""
+"""Run users' pattern classes for attention heads."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur._array import Array, concat_chunks, count_true, namespace
-from secateur.compat.neural_compressor._written_calls import PATTERNS, SPECIFICATION, PatternCaller
+from secateur.compat.neural_compressor._user_calls import PATTERNS, SPECIFICATION, PatternCaller
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
 from secateur.frameworks import WeightView
 from secateur.patterns import HeadsPattern
 from secateur.patterns.selection import Scores, unify_precision
 
-__all__ = ["WrittenHeadsPattern"]
+__all__ = ["UserHeadsPattern"]
 
 
-class WrittenHeadsPattern(PatternCaller, HeadsPattern):
-    """Select attention heads with the ``get_masks`` of a class that was written for Intel Neural Compressor.
+class UserHeadsPattern(PatternCaller, HeadsPattern):
+    """Select attention heads with ``get_masks`` of a user's class for Intel Neural Compressor.
 
-    The class gets the scores of the heads of each attention, of shape (heads, 1), and the masks of the last update, of
-    shape (1, heads), both as copies. It returns masks of shape (1, heads).
+    The class receives the scores of the heads of each attention layer, of shape (heads, 1), and the masks of the last
+    update, of shape (1, heads), both as copies. It returns masks of shape (1, heads).
 
     Raises:
         ConfigError: The class cannot be created, or returns masks that are not valid.
@@ -34,9 +34,9 @@ class WrittenHeadsPattern(PatternCaller, HeadsPattern):
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         super().__init__(config, modules)
-        self.tensors, self.written = self.framework, None
+        self.tensors, self.user_pattern = self.framework, None
         if self.views and not any(isinstance(module, WeightView) for module in self.modules.values()):
-            self.written = self.create_written({name: self.modules[name] for name in self.views})
+            self.user_pattern = self.create_user_pattern({name: self.modules[name] for name in self.views})
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Select the heads that ``get_masks`` keeps; see `BasePattern.select`."""
@@ -62,7 +62,7 @@ class WrittenHeadsPattern(PatternCaller, HeadsPattern):
         flags = self.framework.to_array(mask).reshape((-1,))
         if flags.shape[0] != layer.count or count_true((flags != 0) & (flags != 1)):
             raise ConfigError(
-                f"{type(self.written).__name__}.get_masks, {name!r}: the mask must have one boolean for each of "
+                f"{type(self.user_pattern).__name__}.get_masks, {name!r}: the mask must have one boolean for each of "
                 f"{layer.count} heads, found shape {tuple(flags.shape)} or other values."
             )
         return flags != 0

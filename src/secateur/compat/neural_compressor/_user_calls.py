@@ -1,4 +1,4 @@
-"""Create and call pattern classes that were written for Intel Neural Compressor."""
+"""Create and call users' pattern classes for Intel Neural Compressor."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def find_type_name(pattern: str, framework: str) -> str:
 
 
 class PatternCaller(BasePattern):
-    """Base class of patterns that leave the selection to a class that was written for Intel Neural Compressor.
+    """Base class of patterns that delegate selection to a user's class for Intel Neural Compressor.
 
     Attributes:
-        written: The instance; ``None``: it cannot work on these layers.
-        tensors: The framework of what it gets and returns.
+        user_pattern: The instance; ``None``: it cannot work on these layers.
+        tensors: The framework of its arguments and results.
     """
 
-    written: Any
+    user_pattern: Any
     tensors: Framework
 
     def is_frozen(self, name: str) -> bool:
@@ -59,9 +59,9 @@ class PatternCaller(BasePattern):
         """Call ``get_masks``.
 
         Raises:
-            ConfigError: It does not return one mask for each of the layers, or needs a method that does not exist.
+            ConfigError: It does not return one mask for each of the layers, or calls a method that does not exist.
         """
-        frozen: Any = getattr(self.written, "keep_mask_layers", None)
+        frozen: Any = getattr(self.user_pattern, "keep_mask_layers", None)
         if isinstance(frozen, dict):
             frozen.update({name: True for name in self.units if self.is_frozen(name)})
         masks = self.call("get_masks", dict(scores), sparsity, dict(previous))
@@ -72,25 +72,25 @@ class PatternCaller(BasePattern):
         """Call a method of the class.
 
         Raises:
-            ConfigError: It needs something that does not exist.
+            ConfigError: It uses an attribute or method that does not exist.
         """
         try:
-            return getattr(self.written, method)(*arguments)
+            return getattr(self.user_pattern, method)(*arguments)
         except (AttributeError, NotImplementedError) as error:
-            where = f"{type(self.written).__name__}.{method}"
-            raise ConfigError(f"{where} needs what does not exist: {type(error).__name__} {error}.") from error
+            where = f"{type(self.user_pattern).__name__}.{method}"
+            raise ConfigError(f"{where} uses something that does not exist: {type(error).__name__} {error}.") from error
 
     def check_layers(self, method: str, masks: Any, layers: Mapping[str, Any]) -> None:
         """Raise `ConfigError` unless there is one mask for each of the layers."""
         if not isinstance(masks, Mapping) or masks.keys() != layers.keys():
             found = sorted(masks) if isinstance(masks, Mapping) else type(masks).__name__
-            where = f"{type(self.written).__name__}.{method}"
+            where = f"{type(self.user_pattern).__name__}.{method}"
             raise ConfigError(f"{where} must return one mask for each of the layers {sorted(layers)}, found {found}.")
 
     def find_class(self) -> tuple[type, str]:
-        """Return the class and the pattern for which it is created; the layout of weights in files tells the framework.
+        """Return the class and the pattern for which it is created.
 
-        The pattern names a class that is registered, because `serves` has said so.
+        The layout of weights in files determines the framework. `serves` has checked that the class is registered.
         """
         match = SPECIFICATION.fullmatch(self.pattern)
         assert match is not None
@@ -102,7 +102,7 @@ class PatternCaller(BasePattern):
             framework = "keras" if all(view.outputs_last for view in self.views.values()) else "pytorch"
         return PATTERNS.get(find_type_name(match["pattern"], framework), named), match["pattern"]
 
-    def create_written(self, layers: Mapping[str, Any]) -> Any:
+    def create_user_pattern(self, layers: Mapping[str, Any]) -> Any:
         """Create an instance of the class.
 
         Args:
@@ -111,7 +111,7 @@ class PatternCaller(BasePattern):
         Raises:
             UnsupportedModelError: The class has no ``get_masks``.
         """
-        written, inner = self.find_class()
+        user_class, inner = self.find_class()
         keys: tuple[str, ...] = ("pruning_scope", "criterion_reduce_type", "min_sparsity_ratio_per_op")
         keys += ("start_step", "end_step", "pruning_frequency")
         settings = {**DEFAULTS, **{key: getattr(self.config, key) for key in keys}, "pattern": inner}
@@ -120,9 +120,9 @@ class PatternCaller(BasePattern):
             "max_sparsity_ratio_per_op": self.max_sparsity_ratio_per_op,
             "pruning_type": self.config.criterion,
         }
-        created = written(DotDict(settings), dict(layers))
+        created = user_class(DotDict(settings), dict(layers))
         if not callable(getattr(created, "get_masks", None)):
             raise UnsupportedModelError(
-                f"{written.__name__} must have the method get_masks. Derive it from BasePattern."
+                f"{user_class.__name__} must have the method get_masks. Derive it from BasePattern."
             )
         return created

@@ -1,4 +1,4 @@
-"""Run pattern classes that were written against the base classes of Intel Neural Compressor."""
+"""Run users' pattern classes for Intel Neural Compressor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from array_api_compat import device
 
 from secateur._array import Array, concat_chunks, count_true, namespace
-from secateur.compat.neural_compressor._written_calls import (
+from secateur.compat.neural_compressor._user_calls import (
     OWN_PACKAGE,
     PATTERNS,
     PREFIXES,
@@ -19,7 +19,7 @@ from secateur.compat.neural_compressor._written_calls import (
     PatternCaller,
     find_type_name,
 )
-from secateur.compat.neural_compressor._written_heads import WrittenHeadsPattern
+from secateur.compat.neural_compressor._user_heads import UserHeadsPattern
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, LayerError, ScoreError
 from secateur.frameworks import WeightView, get_framework
@@ -27,7 +27,7 @@ from secateur.patterns import PATTERNS as CORE_PATTERNS
 from secateur.patterns.selection import Scores, unify_precision
 from secateur.patterns.tiling import BlockTiling, Tiling
 
-__all__ = ["PATTERNS", "WrittenPattern", "find_type_name", "find_written_pattern", "register_pattern"]
+__all__ = ["PATTERNS", "UserPattern", "find_type_name", "find_user_pattern", "register_pattern"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-"""What a class may raise that cannot work on layers that are made from weights in files."""
+"""Exceptions of classes that do not support layers that are created from weights in files."""
 
 
 def register_pattern(name: str) -> Callable[[Class], Class]:
@@ -65,14 +65,14 @@ def register_pattern(name: str) -> Callable[[Class], Class]:
     def register(pattern: Class) -> Class:
         PATTERNS[name] = pattern
         if not pattern.__module__.startswith(OWN_PACKAGE):
-            CORE_PATTERNS.setdefault("neural_compressor", WrittenPattern)
-            CORE_PATTERNS.setdefault("neural_compressor_heads", WrittenHeadsPattern)
+            CORE_PATTERNS.setdefault("neural_compressor", UserPattern)
+            CORE_PATTERNS.setdefault("neural_compressor_heads", UserHeadsPattern)
         return pattern
 
     return register
 
 
-def find_written_pattern(pattern: str) -> str | None:
+def find_user_pattern(pattern: str) -> str | None:
     """Return Secateur's name for a pattern that a user's class handles, or ``None`` if none does."""
     for framework in PREFIXES:
         name = find_type_name(pattern, framework)
@@ -81,11 +81,11 @@ def find_written_pattern(pattern: str) -> str | None:
     return None
 
 
-class WrittenPattern(PatternCaller):
-    """Select weights with the ``get_masks`` of a class that was written for Intel Neural Compressor.
+class UserPattern(PatternCaller):
+    """Select weights with ``get_masks`` of a user's class for Intel Neural Compressor.
 
-    The class gets what it gets there: the scores of all weights, as its ``reduce_score`` returns them, and the masks of
-    the last update, both as copies. It may keep weights again that were pruned; they start from zero.
+    The class receives the same arguments as there: the scores of all weights, as its ``reduce_score`` returns them, and
+    the masks of the last update, both as copies. It may restore pruned weights, which start from zero.
 
     A pattern lock, ``keep_zeros`` and the verification of files use its ``get_pattern_lock_masks``.
 
@@ -99,20 +99,20 @@ class WrittenPattern(PatternCaller):
     def serves(cls, specification: str) -> bool:
         """Whether the specification names a registered class, such as ``ptMy`` or ``ptNxM(4x1)``."""
         match = SPECIFICATION.fullmatch(specification)
-        return match is not None and match["type"] in PATTERNS and not WrittenHeadsPattern.serves(specification)
+        return match is not None and match["type"] in PATTERNS and not UserHeadsPattern.serves(specification)
 
     def __init__(self, config: PruningConfig | Mapping[str, Any], modules: Mapping[str, Any]) -> None:
         super().__init__(config, modules)
-        self.tensors = self.framework  # converts what the class gets and returns
-        self.written: Any = None
+        self.tensors = self.framework  # converts arguments and results of the class
+        self.user_pattern: Any = None
         if self.framework.name == "array":
             self._create_for_files()
         elif self.views and not any(isinstance(module, WeightView) for module in self.modules.values()):
-            self.written = self.create_written({name: self.modules[name] for name in self.views})
-        for layer in getattr(self.written, "invalid_layers", ()):
+            self.user_pattern = self.create_user_pattern({name: self.modules[name] for name in self.views})
+        for layer in getattr(self.user_pattern, "invalid_layers", ()):
             if self.views.pop(layer, None) is not None:
                 del self.units[layer]
-                self.invalid_layers[layer] = f"{type(self.written).__name__} lists it in invalid_layers"
+                self.invalid_layers[layer] = f"{type(self.user_pattern).__name__} lists it in invalid_layers"
         self.budget = self._make_budget()
 
     def tile(self, view: WeightView) -> Tiling:
@@ -121,7 +121,7 @@ class WrittenPattern(PatternCaller):
 
     def select(self, scores: Mapping[str, Scores], sparsity: float | None = None) -> dict[str, Array]:
         """Select the weights that ``get_masks`` keeps; see `BasePattern.select`."""
-        if self.written is None:
+        if self.user_pattern is None:
             raise ConfigError(
                 f"pattern {self.pattern!r} selects the weights of torch or Keras layers, not of arrays or of parts of "
                 f"layers, as solvers do. Prune a model without a solver."
@@ -141,11 +141,11 @@ class WrittenPattern(PatternCaller):
         part: tuple[int, int],
     ) -> dict[str, Array] | None:
         """Return what ``update_progressive_masks`` keeps; see `BasePattern.interpolate_masks`."""
-        if self.framework.name != "pytorch" or not hasattr(self.written, "update_progressive_masks"):
+        if self.framework.name != "pytorch" or not hasattr(self.user_pattern, "update_progressive_masks"):
             return None
         try:
             scores = self._make_scores(unify_precision({name: stream(name) for name in self.units}))
-        except ScoreError:  # a written criterion has scores only when an update is due
+        except ScoreError:  # a user's criterion has scores only when an update is due
             return None
         before, after = ({name: self._to_tensor(name, keep[name]) for name in self.units} for keep in between)
         settings = {"progressive_steps": part[1], "progressive_type": "scores", "use_global": True}
@@ -156,7 +156,7 @@ class WrittenPattern(PatternCaller):
 
     def find_locked_weights(self, nonzero: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``get_pattern_lock_masks`` keeps; see `BasePattern.find_locked_weights`."""
-        if self.written is None or not hasattr(self.written, "get_pattern_lock_masks"):
+        if self.user_pattern is None or not hasattr(self.user_pattern, "get_pattern_lock_masks"):
             return super().find_locked_weights(nonzero)
         modules = {name: self.modules[name] for name in self.views}
         if self.framework.name == "array":
@@ -177,7 +177,7 @@ class WrittenPattern(PatternCaller):
 
     def _read_flags(self, method: str, name: str, mask: Any) -> Array:
         """Return a mask as (O, K, I) booleans."""
-        where = f"{type(self.written).__name__}.{method}, layer {name!r}"
+        where = f"{type(self.user_pattern).__name__}.{method}, layer {name!r}"
         try:
             canonical = self.views[name].to_canonical(self.tensors.to_array(mask))
         except (AttributeError, TypeError, LayerError) as error:
@@ -187,10 +187,10 @@ class WrittenPattern(PatternCaller):
         return canonical != 0
 
     def _make_scores(self, scores: Mapping[str, Scores]) -> dict[str, Any]:
-        """Return the scores as the class gets them."""
+        """Return the scores in the form that the class receives."""
         values = {name: concat_chunks([chunk for chunk, _ in layer.read()]) for name, layer in scores.items()}
         tensors = {name: self._to_tensor(name, flat) for name, flat in values.items()}
-        if self.framework.name == "pytorch" and hasattr(self.written, "reduce_score"):
+        if self.framework.name == "pytorch" and hasattr(self.user_pattern, "reduce_score"):
             tensors = {name: self.call("reduce_score", score, name) for name, score in tensors.items()}
         return tensors
 
@@ -204,29 +204,29 @@ class WrittenPattern(PatternCaller):
     @property
     def verified_as(self) -> str:
         """The pattern, or ``"1x1"`` if its class cannot find the units of weights in files."""
-        return "1x1" if self.written is None else self.pattern
+        return "1x1" if self.user_pattern is None else self.pattern
 
     def _create_for_files(self) -> None:
-        """Create the class with layers made from the views, if it can find their units; if not, it is ``None``."""
+        """Create the class with layers made from the views if it can find their units; otherwise, it is ``None``."""
         dense = {name: np.ones(view.shape, dtype=bool) for name, view in self.views.items()}
         try:
             framework = getattr(self.find_class()[0], "framework", "pytorch")
             self.tensors = get_framework(framework)
             layers = {name: self._make_layer(name, flags) for name, flags in dense.items()}
             if all(layer is not None for layer in layers.values()):
-                self.written = self.create_written(layers)
+                self.user_pattern = self.create_user_pattern(layers)
                 self._check_units(dense)
         except FAILURES as error:
             logger.debug("%s cannot verify files: %s", self.pattern, error)
-            self.written = None
+            self.user_pattern = None
 
     def _check_units(self, dense: Mapping[str, Array]) -> None:
-        """Raise `LayerError` if the class takes a single zero in a layer for a unit that is pruned."""
+        """Raise `LayerError` if the class treats a single zero in a layer as a pruned unit."""
         single = {name: flags.copy() for name, flags in dense.items()}
         for flags in single.values():
             flags[(0,) * flags.ndim] = False
         if any((flags == single[name]).all() for name, flags in self.find_locked_weights(single).items()):
-            raise LayerError(f"{type(self.written).__name__} prunes single weights")
+            raise LayerError(f"{type(self.user_pattern).__name__} prunes single weights")
 
     def _make_layer(self, name: str, nonzero: Array) -> Any:
         leaf = import_module(f"{OWN_PACKAGE}_stand_ins.{self.tensors.name}")

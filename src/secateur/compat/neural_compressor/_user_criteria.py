@@ -1,4 +1,4 @@
-"""Name criteria that were written for Intel Neural Compressor, and which need gradients."""
+"""Name users' criteria for Intel Neural Compressor, and find those that need gradients."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = [
     "REGS",
     "SCHEDULERS",
     "TF_CRITERIA",
-    "WrittenCriterion",
-    "find_written_criterion",
-    "is_written",
+    "UserCriterion",
+    "find_user_criterion",
+    "is_user_class",
     "needs_first_gradient",
     "register_in",
 ]
@@ -44,7 +44,7 @@ PRUNERS: dict[str, type] = {}
 OWN_PACKAGE = __name__.rpartition(".")[0] + "."
 
 PREFIX = "neural_compressor."
-"""Of the names that configurations of Secateur use for criteria of users."""
+"""Prefix of the names of users' criteria in Secateur's configurations."""
 
 
 def register_in(registry: dict[str, type], name: str) -> Callable[[Class], Class]:
@@ -57,18 +57,18 @@ def register_in(registry: dict[str, type], name: str) -> Callable[[Class], Class
     return register
 
 
-def is_written(registered: type | None) -> bool:
+def is_user_class(registered: type | None) -> bool:
     """Whether a registered class is not one of this package.
 
     Examples:
-        >>> is_written(dict), is_written(None)
+        >>> is_user_class(dict), is_user_class(None)
         (True, False)
     """
     return registered is not None and not registered.__module__.startswith(OWN_PACKAGE)
 
 
-class WrittenCriterion(BaseCriterion):
-    """Stands in configurations for a criterion that was written for Intel Neural Compressor, which ranks in its place.
+class UserCriterion(BaseCriterion):
+    """Placeholder in configurations for a user's criterion for Intel Neural Compressor.
 
     Raises:
         ConfigError: It is used without the interface of Intel Neural Compressor.
@@ -84,7 +84,7 @@ class WrittenCriterion(BaseCriterion):
         )
 
 
-def find_written_criterion(name: str, built_in: Callable[[str], bool]) -> str | None:
+def find_user_criterion(name: str, built_in: Callable[[str], bool]) -> str | None:
     """Return Secateur's name for a pruning type that a user's criterion handles, or ``None`` if none does.
 
     Args:
@@ -92,9 +92,9 @@ def find_written_criterion(name: str, built_in: Callable[[str], bool]) -> str | 
         built_in: Whether Secateur has a criterion for a pruning type.
     """
     registered = [registry[name] for registry in (CRITERIA, TF_CRITERIA) if name in registry]
-    if not registered or (built_in(name) and not any(map(is_written, registered))):
+    if not registered or (built_in(name) and not any(map(is_user_class, registered))):
         return None
-    CORE_CRITERIA[PREFIX + name] = WrittenCriterion
+    CORE_CRITERIA[PREFIX + name] = UserCriterion
     return PREFIX + name
 
 
@@ -107,7 +107,7 @@ def needs_first_gradient(criterion: str) -> bool:
     return _overrides(hooks, "on_before_optimizer_step") and not _overrides(hooks, "on_step_begin")
 
 
-def _overrides(written: type, hook: str) -> bool:
+def _overrides(user_class: type, hook: str) -> bool:
     """Whether a class or one of its bases defines a hook that does something."""
-    defined = next((base for base in written.__mro__ if hook in vars(base)), None)
+    defined = next((base for base in user_class.__mro__ if hook in vars(base)), None)
     return defined is not None and defined.__name__ != "PruningCriterion"

@@ -1,4 +1,4 @@
-"""Run pruners that users wrote, which prune on their own."""
+"""Run user-defined pruners."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from secateur.patterns.recognition import NonzeroMask, count_units, recognize_pa
 from secateur.patterns.verification import verify_zeros
 from secateur.results import LayerResult, PruningReport
 
-__all__ = ["WrittenRun"]
+__all__ = ["UserRun"]
 
 
-class WrittenRun:
-    """The steps of a pruner that a user wrote.
+class UserRun:
+    """The steps of a user-defined pruner.
 
     Args:
         pruner: The pruner, with ``modules``, ``masks`` and the methods of its base class.
