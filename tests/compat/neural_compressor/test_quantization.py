@@ -148,4 +148,5 @@ def test_keras_models_are_refused() -> None:
 def test_other_keys_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         QuantizationAwareTrainingConfig(device="cpu", quant_level=1)
-    assert caplog.messages == ["QuantizationAwareTrainingConfig ignores device, quant_level, because torchao quantizes."]
+    message = "QuantizationAwareTrainingConfig ignores device, quant_level, because torchao quantizes."
+    assert caplog.messages == [message]
