@@ -96,8 +96,8 @@ def test_the_table_of_a_calibrated_report() -> None:
 
 def test_json_of_a_pruning_report() -> None:
     plain = {"layers": PLAIN, "dense": {"out": "output layer"}, "step": 7, "last_step": 9, "model_weights": 20000}
-    plain |= {"groups": []}
-    expected = plain | SHARES | {"is_complete": False}
+    plain |= {"groups": [], "history": []}
+    expected = {"format_version": 1} | plain | SHARES | {"is_complete": False}
     assert TRAINED.to_dict() == expected
     assert list(TRAINED.to_dict()) == list(expected)
     assert json.loads(json.dumps(TRAINED.to_dict())) == expected
@@ -106,8 +106,8 @@ def test_json_of_a_pruning_report() -> None:
 def test_json_of_a_calibrated_report() -> None:
     plain = {"layers": PLAIN, "dense": {}, "step": 0, "last_step": 0, "model_weights": 20000, "solver": "wanda"}
     errors = {"errors": {"encoder.0.fc1": 0.25, "head": 0.04}, "solver_seconds": 1.25, "seconds": 2.5}
-    errors |= {"magnitude_reasons": {}, "blind": {}, "groups": []}
-    assert CALIBRATED.to_dict() == plain | errors | SHARES | {"is_complete": True}
+    errors |= {"magnitude_reasons": {}, "blind": {}, "groups": [], "history": []}
+    assert CALIBRATED.to_dict() == {"format_version": 1} | plain | errors | SHARES | {"is_complete": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ def test_columns_define_the_cells() -> None:
 def test_nested_records_become_plain_values() -> None:
     bonn = {"name": "Bonn", "size": [4, 5], "share": None, "area": 20}
     ulm = {"name": "Ulm", "size": [2, 3], "share": 0.5, "area": 6}
-    assert Cities([ULM, BONN], BONN).to_dict() == {"cities": [ulm, bonn], "largest": bonn}
+    assert Cities([ULM, BONN], BONN).to_dict() == {"format_version": 1, "cities": [ulm, bonn], "largest": bonn}
 
 
 def test_minor_rows_are_dimmed() -> None:

@@ -42,6 +42,7 @@ FLAGS = {
         "--target-sparsity",
         "--weights",
     },
+    "report": {"--help", "--json", "--out"},
     "slim": {
         "--budget",
         "--calibration",

@@ -9,12 +9,16 @@ from typing import ClassVar, Self
 
 from secateur._wording import format_count, format_reasons, format_shape
 from secateur.artifact.manifest import Manifest, TensorEntry
-from secateur.results import Column, Report, Row
+from secateur.results import Column, LayerRecord, Measure, Report, Row, Summary
 
 __all__ = ["ArtifactReport", "TensorRow", "report_on_artifact", "report_on_tensors"]
 
 MAX_NEGATIVE_ZEROS = 0.001
 """Share of the zeros that may be ``-0.0`` without a note, because they barely increase the file size."""
+
+
+LEFT_DENSE = "not a layer that pruning selects unless it is named"
+"""Why a tensor is dense that belongs to no layer that pruning would prune."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +78,23 @@ class TensorRow(Row):
         """Share of zeros, in [0, 1]."""
         return self.zeros / self.count if self.count else 0.0
 
+    def record(self) -> LayerRecord:
+        """Return the record of the layer whose weight it is."""
+        is_left = self.layer is None and self.pattern is None
+        return LayerRecord(
+            name=self.layer or self.name.removesuffix(".weight"),
+            shape=self.shape,
+            pattern=self.pattern,
+            weights=self.count,
+            sparsity=self.sparsity,
+            dense_reason=LEFT_DENSE if is_left else None,
+            note=self.problem,
+            dtype=self.dtype,
+            dense_bytes=self.dense_bytes,
+            stored_bytes=self.packed_bytes,
+            packing=self.packing,
+        )
+
     @property
     def is_dimmed(self) -> bool:
         """Whether the tensor is dense and has no problem."""
@@ -130,6 +151,18 @@ class ArtifactReport(Report):
     def packed_bytes(self) -> int:
         """Bytes of all tensors as packed."""
         return self.other_bytes + sum(row.packed_bytes for row in self.tensors)
+
+    def summarize(self) -> Summary:
+        """Return the size of the model, and how each tensor is stored."""
+        size = Measure(quantity="size", name="tensors", unit="bytes", dense=self.dense_bytes, present=self.packed_bytes)
+        return Summary(
+            title=self.title,
+            headlines=tuple(self.footer[:1]),
+            measures=(size,) if self.is_packed else (),
+            layers=tuple(row.record() for row in self.tensors),
+            notes=tuple(self.footer[1:]),
+            interruption=self.failure if self.problems else None,
+        )
 
     @property
     def table_title(self) -> str:

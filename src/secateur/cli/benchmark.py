@@ -21,7 +21,7 @@ from secateur.errors import CalibrationError, ConfigError, MissingPackageError, 
 from secateur.frameworks import detect_framework
 from secateur.models import find_artifact_path, load_model, load_trained
 from secateur.models.trials import make_trial
-from secateur.results import Column, Report, Row
+from secateur.results import Column, Measure, Report, Row, Summary
 from secateur.runtime import RuntimeReport
 
 __all__ = ["Benchmark", "BenchmarkReport", "Measurement", "measure_medians"]
@@ -72,6 +72,21 @@ class Measurement(Row):
         """Dense value divided by pruned value: the factor by which the pruned model is better."""
         return self.dense / self.pruned if self.pruned else float("inf")
 
+    def record(self, forward: Sequence[str]) -> Measure:
+        """Return the record of the measurement.
+
+        Args:
+            forward: Names of all measurements of the forward pass; the last one says how fast the model can be run.
+        """
+        is_fastest = bool(forward) and self.name == forward[-1]
+        return Measure(
+            quantity="size" if self.unit == "bytes" else "speed" if is_fastest else "other",
+            name=self.name,
+            unit=self.unit,
+            dense=self.dense,
+            present=self.pruned,
+        )
+
     def format_value(self, value: float) -> str:
         """Format a value with its unit."""
         return f"{value:,.0f} bytes" if self.unit == "bytes" else f"{1000 * value:,.2f} ms"
@@ -98,6 +113,18 @@ class BenchmarkReport(Report):
     notes: tuple[str, ...]
     runtime: RuntimeReport | None = None
     slim: str | None = None
+
+    def summarize(self) -> Summary:
+        """Return the measurements, and those of the layers if the runtime was benchmarked."""
+        forward = [row.name for row in self.measures if row.name.startswith("forward")]
+        summary = Summary(
+            title=self.table_title,
+            headlines=(self.footer[0],),
+            facts={"Benchmarked on": self.machine},
+            measures=tuple(row.record(forward) for row in self.measures),
+            notes=self.notes,
+        )
+        return summary if self.runtime is None else summary.join(self.runtime.summarize())
 
     @property
     def kind(self) -> str:

@@ -22,13 +22,14 @@ from secateur.config import ConfigLike, PruningConfig
 from secateur.errors import LayerError
 from secateur.frameworks import detect_framework
 from secateur.models import TrainedModel, load_trained
+from secateur.results import Measure, Summarizable, Summary
 from secateur.slimming import SlimReport, slim
 
 __all__ = ["SlimJob", "SlimMethod", "SlimResult"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SlimResult:
+class SlimResult(Summarizable):
     """The result of a call of ``secateur slim``.
 
     Attributes:
@@ -53,6 +54,12 @@ class SlimResult:
         """Return plain values for JSON."""
         more = {"path": self.path, "bytes_before": self.bytes_before, "bytes": self.bytes, "load": self.load}
         return self.report.to_dict() | more
+
+    def summarize(self) -> Summary:
+        """Return what was removed, and how large the model is now."""
+        size = Measure(quantity="size", name="weights", unit="bytes", dense=self.bytes_before, present=self.bytes)
+        written = Summary(title=self.path, measures=(size,), notes=tuple(self.describe()))
+        return written.join(self.report.summarize())
 
     def describe(self) -> list[str]:
         """Return the lines below the table of the report."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from secateur._wording import format_list
-from secateur.results import Column, LayerResult, PruningReport
+from secateur.results import Column, LayerResult, PruningReport, Summary
 
 __all__ = ["CalibratedReport"]
 
@@ -59,6 +59,18 @@ class CalibratedReport(PruningReport):
             ),
             *(f"Not repaired: {layers}: {reason}." for reason, layers in _group_by_reason(self.blind).items()),
         ]
+
+    def summarize(self) -> Summary:
+        """See `PruningReport.summarize`; also the solver, and what each layer lost."""
+        summary = super(CalibratedReport, self).summarize()
+        notes = {name: f"pruned by magnitude: {reason}" for name, reason in self.magnitude_reasons.items()}
+        notes |= {name: f"not repaired: {reason}" for name, reason in self.blind.items()}
+        layers = [
+            replace(layer, error=self.errors.get(layer.name), note=notes.get(layer.name)) for layer in summary.layers
+        ]
+        time = f"{self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver"
+        facts = {"Solver": self.solver, "Time": time}
+        return replace(summary, facts=facts | summary.facts, layers=tuple(layers))
 
     def warn_of_magnitude(self) -> None:
         """Log one warning for each reason why inputs are unknown, which names the layers."""

@@ -12,6 +12,7 @@ from secateur.graph import Graph, Group, Member, Role, trace
 from secateur.patterns import BasePattern
 from secateur.patterns.coupled import GroupPattern
 from secateur.planning.layers import format_range, shorten_name
+from secateur.results import UnitGroupRecord
 
 __all__ = ["GroupFinder", "PlannedGroup", "describe_groups"]
 
@@ -111,6 +112,10 @@ class PlannedGroup:
     def is_pruned(self) -> bool:
         """Whether the group is pruned."""
         return self.reason is None
+
+    def record(self) -> UnitGroupRecord:
+        """Return the record of the group."""
+        return UnitGroupRecord(name=self.name, kind=self.kind, units=self.units, reason=self.reason or "")
 
     def describe_members(self) -> str:
         """Return which parameters compute the units, and which read them, as names relative to that of the group."""

@@ -7,6 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from secateur.config import PruningConfig
+from secateur.results import LayerRecord
 
 __all__ = ["LAYER_FAMILIES", "Candidate", "LayerDecision", "PlannedLayer", "format_range", "shorten_name"]
 
@@ -126,6 +127,19 @@ class PlannedLayer:
         groups = ", ".join(shorten_name(group, self.name) for group in self.groups)
         ranked = f"{scope} in {groups}" if groups else scope
         return self.name, self.kind, shape, self.config.pattern, units, target, span, ranked
+
+    def record(self) -> LayerRecord:
+        """Return the record of the layer."""
+        is_planned = self.config is not None and self.config.kind != "pattern_lock"
+        return LayerRecord(
+            name=self.name,
+            kind=self.kind,
+            shape=self.shape,
+            pattern=None if self.config is None else self.config.pattern,
+            target_sparsity=self.target_sparsity if is_planned else None,
+            units=self.units or None,
+            dense_reason=self.reason,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

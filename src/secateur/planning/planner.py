@@ -19,6 +19,7 @@ from secateur.planning.layer_selection import raise_if_named, select_layers
 from secateur.planning.layer_units import LayerUnits, describe_units
 from secateur.planning.layers import Candidate, LayerDecision, PlannedLayer
 from secateur.planning.zeros import find_free_layers
+from secateur.results import FORMAT_VERSION, Summarizable, Summary, describe_config
 
 __all__ = ["Plan", "make_plan"]
 
@@ -28,7 +29,7 @@ TARGET, RANGE = COLUMNS.index(">target"), COLUMNS.index(">range")
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(Summarizable):
     """How a configuration prunes the layers of a model.
 
     Attributes:
@@ -82,10 +83,23 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return {
+            "format_version": FORMAT_VERSION,
             "layers": [layer.to_dict() for layer in self.layers],
             "groups": [group.to_dict() for group in self.groups],
             "barriers": list(self.barriers),
         }
+
+    def summarize(self) -> Summary:
+        """Return what pruning would do to each layer."""
+        summary, *notes = self.table().footer
+        return Summary(
+            title="Plan",
+            headlines=(summary, "This is a plan: nothing has been pruned."),
+            configs=(describe_config(self.config),),
+            layers=tuple(layer.record() for layer in self.layers),
+            groups=tuple(group.record() for group in self.groups),
+            notes=tuple(notes),
+        )
 
     def __str__(self) -> str:
         return self.table().text()

@@ -57,18 +57,22 @@ class Mask:
         return f"{name}\n{rows}×{cols}  {pattern}  {sparsity:.1%} pruned"
 
 
-def compute_density(keep: npt.NDArray[np.bool_], max_pixels: int = PIXELS) -> npt.NDArray[np.float64]:
+def compute_density(keep: npt.NDArray[np.bool_], max_pixels: int | tuple[int, int] = PIXELS) -> npt.NDArray[np.float64]:
     """Compute the share of kept weights in each pixel of an image with at most `max_pixels` pixels per side.
+
+    Args:
+        keep: Booleans of shape (rows, columns), ``True`` = kept.
+        max_pixels: Maximum number of pixels, for both sides or for (rows, columns).
 
     Examples:
         >>> compute_density(np.array([[True, False, True, True]]), max_pixels=2)
         array([[0.5, 1. ]])
     """
     density = keep.astype(np.float64)
-    for axis in (0, 1):
+    for axis, pixels in enumerate((max_pixels, max_pixels) if isinstance(max_pixels, int) else max_pixels):
         size = density.shape[axis]
-        if size > max_pixels:
-            starts = np.arange(max_pixels) * size // max_pixels
+        if size > pixels:
+            starts = np.arange(pixels) * size // pixels
             widths = np.diff(np.append(starts, size))
             sums = np.add.reduceat(density, starts, axis=axis)
             density = sums / (widths[:, None] if axis == 0 else widths)

@@ -1,6 +1,25 @@
-"""Reports of what was done, as tables and JSON."""
+"""Reports of what was done, as tables, pages and JSON."""
 
+from secateur.results.layer_record import LayerRecord, join_layers
 from secateur.results.pruning_report import GroupResult, LayerResult, PruningReport
-from secateur.results.records import Column, Record, Report, Row
+from secateur.results.records import Column, Record, Row
+from secateur.results.report_base import Report
+from secateur.results.summary import FORMAT_VERSION, Measure, Summarizable, Summary, UnitGroupRecord, describe_config
 
-__all__ = ["Column", "GroupResult", "LayerResult", "PruningReport", "Record", "Report", "Row"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Column",
+    "GroupResult",
+    "LayerRecord",
+    "LayerResult",
+    "Measure",
+    "PruningReport",
+    "Record",
+    "Report",
+    "Row",
+    "Summarizable",
+    "Summary",
+    "UnitGroupRecord",
+    "describe_config",
+    "join_layers",
+]

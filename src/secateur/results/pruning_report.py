@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from secateur._wording import format_count, format_list, format_shape
 from secateur.config import PruningConfig
-from secateur.results.records import Column, Record, Report, Row
+from secateur.results.layer_record import LayerRecord
+from secateur.results.records import Column, Record, Row
+from secateur.results.report_base import Report
+from secateur.results.summary import Summary, UnitGroupRecord, describe_config
 
 __all__ = ["GroupResult", "LayerResult", "PruningReport"]
 
@@ -58,6 +61,19 @@ class LayerResult(Row):
         """Share of weights pruned, in [0, 1]."""
         return self.pruned_weights / self.weights
 
+    def record(self, **more: Any) -> LayerRecord:
+        """Return the record of the layer, with what else is known about it."""
+        return LayerRecord(
+            name=self.name,
+            shape=self.shape,
+            pattern=self.pattern,
+            weights=self.weights,
+            sparsity=self.sparsity,
+            units=self.units,
+            pruned_units=self.pruned_units,
+            **more,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupResult(Record):
@@ -90,6 +106,7 @@ class PruningReport(Report):
         model_weights: Number of parameters of the whole model; shared parameters count once.
         configs: The configurations of the run; layers with equal settings share one.
         groups: The units with slices in several layers.
+        history: Share of units pruned after each update of the masks since the run was prepared: (step, share).
     """
 
     computed: ClassVar[tuple[str, ...]] = ("sparsity", "unit_sparsity", "model_sparsity", "is_complete")
@@ -102,6 +119,7 @@ class PruningReport(Report):
     model_weights: int
     configs: tuple[PruningConfig, ...] = ()
     groups: tuple[GroupResult, ...] = ()
+    history: tuple[tuple[int, float], ...] = field(default=(), compare=False)  # a resumed run has less of it
 
     @property
     def sparsity(self) -> float:
@@ -125,6 +143,25 @@ class PruningReport(Report):
     def is_complete(self) -> bool:
         """Whether the run reached its last step, and therefore its target."""
         return self.step >= self.last_step
+
+    def summarize(self) -> Summary:
+        """Return what was pruned, layer by layer."""
+        dense = [LayerRecord(name=name, dense_reason=reason) for name, reason in self.dense.items()]
+        return Summary(
+            title=self.table_title,
+            headlines=tuple(self.footer[:1]),
+            facts={"Steps": f"{self.step:,} of {self.last_step:,}"} if self.last_step else {},
+            configs=tuple(describe_config(config) for config in self.configs),
+            layers=(*(layer.record() for layer in self.layers), *dense),
+            groups=tuple(
+                UnitGroupRecord(name=group.name, kind=group.kind, units=group.units, gone=group.pruned_units)
+                for group in self.groups
+            ),
+            history=self.history,
+            last_step=self.last_step or None,
+            notes=tuple(self.footer[1:]),
+            interruption=None if self.is_complete else f"It stopped at step {self.step:,} of {self.last_step:,}.",
+        )
 
     def warn_if_incomplete(self) -> None:
         """Log a warning if the run ended before its target."""

@@ -1,19 +1,12 @@
-"""Base classes of reports, which can be shown as tables and written as JSON.
-
-A `Row` declares its columns once: heading, alignment, value and format. A `Report` has rows. ``to_dict``, ``table`` and
-``str`` follow from these declarations.
-"""
+"""Records, which can be written as JSON, and rows, which are records that declare the columns of their table."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
-from secateur._table import Table
-
-__all__ = ["Column", "Record", "Report", "Row"]
+__all__ = ["Column", "Record", "Row"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,57 +71,6 @@ class Row(Record):
     def cells(self) -> tuple[str, ...]:
         """Return the formatted cells of the row."""
         return tuple(column.format_cell(self) for column in self.columns)
-
-
-class Report(Record, ABC):
-    """A record that is shown as a table.
-
-    Attributes:
-        width: Characters in a line of ``str(report)``.
-    """
-
-    __slots__ = ()
-    width: ClassVar[int] = 120
-
-    @property
-    @abstractmethod
-    def table_title(self) -> str:
-        """The line above the table."""
-
-    @property
-    @abstractmethod
-    def rows(self) -> Sequence[Row]:
-        """The rows of the table."""
-
-    @property
-    @abstractmethod
-    def columns(self) -> tuple[Column, ...]:
-        """The columns of the table, usually those of its rows."""
-
-    @property
-    def footer(self) -> list[str]:
-        """The lines below the table."""
-        return []
-
-    def table(self) -> Table:
-        """Return the report as a table for the terminal."""
-        return Table(
-            title=self.table_title,
-            columns=[column.heading for column in self.columns],
-            rows=[[column.format_cell(row) for column in self.columns] for row in self.rows],
-            dimmed=frozenset(index for index, row in enumerate(self.rows) if row.is_dimmed),
-            footer=self.footer,
-        )
-
-    def __str__(self) -> str:
-        return self.table().text(self.width)
-
-    def __repr__(self) -> str:
-        summary = self.footer[0] if self.footer else f"{len(self.rows)} rows"
-        return f"<{type(self).__name__}: {summary}>"
-
-    def _repr_html_(self) -> str:
-        return self.table()._repr_html_()
 
 
 def _to_plain(value: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur._deprecated import warn_deprecated
 from secateur._wording import format_count, format_shape
-from secateur.results import Column, Record, Report, Row
+from secateur.results import Column, LayerRecord, Measure, Record, Report, Row, Summary
 
 __all__ = ["BaselineReport", "LayerReport", "RuntimeReport"]
 
@@ -78,6 +80,29 @@ class LayerReport(Row):
     def speedup(self) -> float | None:
         """Dense time divided by the time of the fastest sparse layer."""
         return self.dense_seconds / self.sparse_seconds if self.sparse_seconds else None
+
+    def record(self) -> LayerRecord:
+        """Return the record of the layer."""
+        return LayerRecord(
+            name=self.name,
+            shape=self.shape or None,
+            pattern=self.pattern,
+            weights=math.prod(self.shape) if self.shape else None,
+            sparsity=self.sparsity,
+            rows=self.rows or None,
+            call_bytes=self._count_call_bytes(),
+            dense_seconds=self.dense_seconds or None,
+            sparse_seconds=self.sparse_seconds,
+            kernel=self.chosen,
+            kernel_reason=self.reason or None,
+        )
+
+    def _count_call_bytes(self) -> int | None:
+        """Count the bytes of the weight, the inputs and the outputs; ``None``: one of them is unknown."""
+        if not self.dense_bytes or not self.rows or len(self.shape) < 2:
+            return None
+        numbers = math.prod(self.shape) + self.rows * (self.shape[0] + self.shape[1])
+        return numbers * self.dense_bytes // math.prod(self.shape)
 
     @property
     def limit(self) -> float | None:
@@ -204,6 +229,34 @@ class RuntimeReport(Report):
                 f"processor), and threads wait for them. Compile again on a quiet machine, or with fewer threads."
             )
         return lines
+
+    def summarize(self) -> Summary:
+        """Return the times of the model and of its layers, and why each kernel was chosen."""
+        return Summary(
+            title=self.table_title,
+            headlines=tuple(self.footer[:1]),
+            facts={"Runtime": f"{self.device} with {format_count(self.threads, 'thread')}"},
+            measures=tuple(self._measure()),
+            layers=tuple(layer.record() for layer in self.layers),
+            notes=tuple(self.footer[1:]),
+        )
+
+    def _measure(self) -> Iterator[Measure]:
+        """Yield the time of the model, that of other ways to run it, and the size of its weights."""
+        if self.seconds:
+            name = "one call of the model"
+            yield Measure(quantity="speed", name=name, unit="seconds", dense=self.dense_seconds, present=self.seconds)
+        for baseline in self.baselines:
+            if baseline.seconds:
+                yield Measure(
+                    quantity="other",
+                    name=f"one call, {baseline.name}",
+                    unit="seconds",
+                    dense=baseline.dense_seconds,
+                    present=baseline.seconds,
+                )
+        dense, present = (sum(getattr(layer, name) for layer in self.layers) for name in ("dense_bytes", "bytes"))
+        yield Measure(quantity="size", name="weights in memory", unit="bytes", dense=dense, present=present)
 
     def _list_fastest(self) -> list[str]:
         """List the fastest option, then the fastest of those with smaller errors, and so on."""

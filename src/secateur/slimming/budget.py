@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from secateur._wording import format_list, format_value, suggest_name
 from secateur.errors import ConfigError, UnknownNameError
-from secateur.results import Record
+from secateur.results import Measure, Record
 
 __all__ = ["QUANTITIES", "BudgetResult", "SlimBudget"]
 
@@ -125,6 +125,16 @@ class BudgetResult(Record):
     def share(self) -> float:
         """The measured value, as a share of that of the dense model."""
         return self.measured / self.dense
+
+    def measure(self) -> Measure:
+        """Return what the budget limits, of the dense model and as it was measured."""
+        return Measure(
+            quantity="speed" if self.quantity == "latency" else "size" if self.quantity == "bytes" else "other",
+            name="latency" if self.quantity == "latency" else self.quantity,
+            unit=QUANTITIES[self.quantity],
+            dense=self.dense,
+            present=self.measured,
+        )
 
     def __str__(self) -> str:
         target, predicted = self.target / self.dense, self.predicted / self.dense

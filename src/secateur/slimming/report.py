@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from secateur._wording import format_count, format_list
-from secateur.results import Column, PruningReport, Report, Row
+from secateur.results import Column, LayerRecord, Measure, PruningReport, Report, Row, Summary, UnitGroupRecord
 from secateur.slimming.budget import BudgetResult
 
 __all__ = ["SlimReport", "SlimmedGroup"]
@@ -47,6 +47,12 @@ class SlimmedGroup(Row):
     def kept_units(self) -> int:
         """Number of units after."""
         return self.units - self.removed_units
+
+    def record(self) -> UnitGroupRecord:
+        """Return the record of the group."""
+        return UnitGroupRecord(
+            name=self.name, kind=self.kind, units=self.units, gone=self.removed_units, reason=self.reason
+        )
 
     @property
     def is_dimmed(self) -> bool:
@@ -108,6 +114,27 @@ class SlimReport(Report):
     def removed_share(self) -> float:
         """Share of the parameters that were removed, in [0, 1]."""
         return 1 - self.weights / self.weights_before if self.weights_before else 0.0
+
+    def summarize(self) -> Summary:
+        """Return what was removed, how large the rest is, and what was pruned before."""
+        summary = Summary(
+            title=self.table_title,
+            headlines=tuple(self.footer[:1]),
+            measures=self._measure(),
+            layers=tuple(LayerRecord(name=name, attributes=changed) for name, changed in self.attributes.items()),
+            groups=tuple(group.record() for group in self.groups),
+            notes=tuple(self.footer[1:]),
+        )
+        return summary if self.pruning is None else summary.join(self.pruning.summarize())
+
+    def _measure(self) -> tuple[Measure, ...]:
+        """Return what is smaller or faster."""
+        size = Measure(
+            quantity="size", name="parameters", unit="parameters", dense=self.weights_before, present=self.weights
+        )
+        if self.budget is None or self.budget.quantity == "parameters":
+            return (size,)
+        return size, self.budget.measure()
 
     @property
     def table_title(self) -> str:

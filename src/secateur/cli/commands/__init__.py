@@ -8,7 +8,8 @@ from secateur.cli.commands.demo import demo
 from secateur.cli.commands.inspect import inspect
 from secateur.cli.commands.plan import plan
 from secateur.cli.commands.prune import prune
+from secateur.cli.commands.report import report
 from secateur.cli.commands.slim import slim
 from secateur.cli.commands.verify import verify
 
-__all__ = ["bench", "convert", "demo", "inspect", "plan", "prune", "slim", "verify"]
+__all__ = ["bench", "convert", "demo", "inspect", "plan", "prune", "report", "slim", "verify"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -28,7 +27,7 @@ from secateur.oneshot.pytorch.tensor_files import (
     write_tensors,
     write_text,
 )
-from secateur.oneshot.run_folder import RUN
+from secateur.oneshot.run_folder import RUN, seal_values, unseal_values
 
 __all__ = ["OTHER_WEIGHTS", "RunRecord", "set_seed"]
 
@@ -73,7 +72,7 @@ class RunRecord:
     def begin(self, counts: Mapping[str, int]) -> None:
         """Record how many units of each layer to prune."""
         self.counts = dict(counts)
-        write_text(self.folder / RUN, _seal({"described": self.description, "counts": self.counts}))
+        write_text(self.folder / RUN, seal_values({"described": self.description, "counts": self.counts}))
 
     def back_up(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
         """Save parameters before a stage changes them."""
@@ -194,7 +193,7 @@ class RunRecord:
                 )
             return None
         try:
-            return _unseal(path.read_text("utf-8"))
+            return unseal_values(path.read_text("utf-8"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise StateError(f"{path} cannot be read ({error}). Empty the folder to start over.") from error
 
@@ -233,24 +232,6 @@ def _create_folder(folder: str | Path | None) -> Path:
     except (OSError, ValueError) as error:
         raise StateError(f"The folder {str(folder)!r} cannot be created ({error}). Choose another.") from error
     return path
-
-
-def _seal(values: Mapping[str, Any]) -> str:
-    """Return values as JSON with a checksum."""
-    text = json.dumps(values)
-    return json.dumps({"checksum": hashlib.sha256(text.encode()).hexdigest(), "values": text})
-
-
-def _unseal(text: str) -> dict[str, Any]:
-    """Read the result of `_seal`.
-
-    Raises:
-        ValueError: The checksum is wrong.
-    """
-    sealed = json.loads(text)
-    if hashlib.sha256(sealed["values"].encode()).hexdigest() != sealed["checksum"]:
-        raise ValueError("its checksum is wrong")
-    return dict(json.loads(sealed["values"]))
 
 
 def set_seed() -> None:

@@ -1,0 +1,30 @@
+"""Everything that was measured before and after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.report.quantities import format_amount
+from secateur.results import Summary
+
+__all__ = ["make_measure_table"]
+
+
+def make_measure_table(summary: Summary) -> dict[str, Any] | None:
+    """Return the rows of the table; ``None``: the verdict says all there is to say."""
+    if len(summary.measures) < 2:
+        return None
+    rows = []
+    for measure in summary.measures:
+        longest = max(measure.dense, measure.present) or 1
+        rows.append(
+            {
+                "name": measure.name,
+                "dense": format_amount(measure.dense, measure.unit),
+                "present": format_amount(measure.present, measure.unit),
+                "ratio": "" if measure.ratio is None else f"{measure.ratio:.2f}",
+                "dense_share": measure.dense / longest,
+                "present_share": measure.present / longest,
+            }
+        )
+    return {"rows": rows}

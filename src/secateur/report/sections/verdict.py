@@ -1,0 +1,44 @@
+"""The verdict: size, speed and quality before and after, in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.report.quantities import format_amount, format_change
+from secateur.results import Measure, Summary
+
+__all__ = ["UNKNOWN", "make_verdict"]
+
+UNKNOWN = "not measured"
+"""What stands in place of a number that nobody measured."""
+
+QUANTITIES = ("size", "speed", "quality")
+
+
+def make_verdict(summary: Summary) -> dict[str, Any]:
+    """Return the verdict on each quantity, and all of them as one line.
+
+    Examples:
+        >>> make_verdict(Summary(title="fc"))["line"]
+        'Size: not measured. Speed: not measured. Quality: not measured.'
+    """
+    cards = [_describe(quantity, summary.measures) for quantity in QUANTITIES]
+    sentences = [f"{card['name']}: {card['headline']}{_put_in_brackets(card['detail'])}." for card in cards]
+    return {"line": " ".join(sentences), "cards": cards}
+
+
+def _describe(quantity: str, measures: tuple[Measure, ...]) -> dict[str, Any]:
+    measure = next((measure for measure in measures if measure.quantity == quantity), None)
+    name = quantity.capitalize()
+    if measure is None:
+        return {"name": name, "headline": UNKNOWN, "detail": "", "is_known": False}
+    change = format_change(measure.dense, measure.present, quantity)
+    values = f"{format_amount(measure.dense, measure.unit)} → {format_amount(measure.present, measure.unit)}"
+    headline, *others = (values, measure.name, change) if quantity == "quality" else (change, values, measure.name)
+    if not headline:
+        headline, *others = values, measure.name
+    return {"name": name, "headline": headline, "detail": ", ".join(filter(None, others)), "is_known": True}
+
+
+def _put_in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""

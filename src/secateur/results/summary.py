@@ -1,0 +1,209 @@
+"""What the reports of all steps have in common: a summary, which can be joined, shown as a page, and tabulated."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from secateur._packages import is_installed
+from secateur.config import PruningConfig
+from secateur.errors import MissingPackageError
+from secateur.results.layer_record import LayerRecord, join_layers
+from secateur.results.records import Record
+
+__all__ = ["FORMAT_VERSION", "Measure", "Summarizable", "Summary", "UnitGroupRecord", "describe_config"]
+
+FORMAT_VERSION = 1
+"""Version of what ``to_dict`` returns. Keys may be added in a version, but never change their meaning."""
+
+Quantity = Literal["size", "speed", "quality", "other"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure(Record):
+    """A quantity of the dense model and of the present one.
+
+    Attributes:
+        quantity: What it says something about. The verdict shows the first measure of each but ``"other"``.
+        name: What was measured.
+        unit: ``"bytes"``, ``"seconds"``, ``"parameters"``, or any other; ``""`` if it has none.
+        dense: Value of the dense model.
+        present: Value of the pruned, slim or compiled model.
+    """
+
+    computed: ClassVar[tuple[str, ...]] = ("ratio",)
+
+    quantity: Quantity
+    name: str
+    unit: str
+    dense: float
+    present: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Dense value divided by the present one; ``None`` if that is 0."""
+        return self.dense / self.present if self.present else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitGroupRecord(Record):
+    """Units with slices in several layers.
+
+    Attributes:
+        name: Name of the group.
+        kind: ``"channels"`` or ``"heads"``.
+        units: Number of units before.
+        gone: Units that are pruned or removed; ``None``: unknown.
+        reason: Why units stay; empty if there is no reason.
+    """
+
+    name: str
+    kind: str
+    units: int
+    gone: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(Record):
+    """What was done to a model, and what came of it.
+
+    Attributes:
+        title: What the summary is about.
+        headlines: What was done, one sentence per step.
+        facts: Label → text, such as the solver, the data and the machine.
+        configs: The configurations, as `PruningConfig.to_dict` returns them.
+        digests: File or data → SHA-256, in hexadecimal.
+        measures: What was measured before and after.
+        layers: The layers, in the order of the model.
+        groups: The groups of units.
+        history: Share of units pruned after each update: (step, share).
+        last_step: Step at which the schedule ends; ``None``: there is no schedule.
+        notes: What else is worth knowing.
+        interruption: Why the run is not complete; ``None``: it is.
+        format_version: Version of `to_dict`.
+    """
+
+    title: str
+    headlines: tuple[str, ...] = ()
+    facts: dict[str, str] = field(default_factory=dict)
+    configs: tuple[dict[str, Any], ...] = ()
+    digests: dict[str, str] = field(default_factory=dict)
+    measures: tuple[Measure, ...] = ()
+    layers: tuple[LayerRecord, ...] = ()
+    groups: tuple[UnitGroupRecord, ...] = ()
+    history: tuple[tuple[int, float], ...] = ()
+    last_step: int | None = None
+    notes: tuple[str, ...] = ()
+    interruption: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def dense(self) -> dict[str, str]:
+        """Layer that stays dense → the reason."""
+        return {layer.name: layer.dense_reason for layer in self.layers if layer.dense_reason is not None}
+
+    def join(self, *others: Summary) -> Summary:
+        """Join the summaries of several steps; where they disagree, the first that knows something counts.
+
+        Examples:
+            >>> pruned = Summary(title="fc", facts={"Solver": "wanda"})
+            >>> pruned.join(Summary(title="bench", facts={"Threads": "2"})).facts
+            {'Solver': 'wanda', 'Threads': '2'}
+        """
+        parts = (self, *others)
+        return Summary(
+            title=self.title,
+            headlines=_join_texts(part.headlines for part in parts),
+            facts=_join_mappings(part.facts for part in parts),
+            configs=next((part.configs for part in parts if part.configs), ()),
+            digests=_join_mappings(part.digests for part in parts),
+            measures=tuple(measure for part in parts for measure in part.measures),
+            layers=join_layers(*(part.layers for part in parts)),
+            groups=next((part.groups for part in parts if part.groups), ()),
+            history=next((part.history for part in parts if part.history), ()),
+            last_step=next((part.last_step for part in parts if part.last_step is not None), None),
+            notes=_join_texts(part.notes for part in parts),
+            interruption=next((part.interruption for part in parts if part.interruption is not None), None),
+        )
+
+
+class Summarizable(ABC):
+    """What has a summary, and can therefore be shown as a page and as a table of data."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def summarize(self) -> Summary:
+        """Return what was done and measured, in the form that all reports share."""
+
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        model: Any = None,
+        more: Iterable[Summarizable] = (),
+        quality: Mapping[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """Write the report as one HTML file, which needs neither scripts nor other files.
+
+        Args:
+            path: The file; an existing one is replaced.
+            model: The pruned model, or the file or folder that it was saved to, to show its masks.
+            more: Reports of other steps, such as what `secateur.save` returns, to show in the same page.
+            quality: Metric → its values before and after, such as ``{"accuracy": (0.93, 0.92)}``.
+
+        Raises:
+            MissingPackageError: jinja2 is not installed.
+            ConfigError: The file cannot be written.
+        """
+        # Pages are drawn from what is imported here, so this package can only import them when they are drawn.
+        import_module("secateur.report.page").write_report(self, path, model=model, more=more, quality=quality)
+
+    def to_pandas(self) -> Any:
+        """Return the layers as a `pandas.DataFrame`: one row per layer, one column per known value.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        if not is_installed("pandas"):
+            raise MissingPackageError(
+                "to_pandas() needs the package 'pandas', which is not installed. Install it with: pip install pandas",
+                name="pandas",
+            )
+        rows = [layer.to_dict() for layer in self.summarize().layers]
+        names = [*(field.name for field in fields(LayerRecord)), *LayerRecord.computed]
+        known = [name for name in names if name == "name" or any(row[name] is not None for row in rows)]
+        frame = import_module("pandas").DataFrame
+        return frame([{name: row[name] for name in known} for row in rows], columns=known)
+
+
+def describe_config(config: PruningConfig) -> dict[str, Any]:
+    """Return settings as plain values, with the names of functions in place of functions."""
+
+    def describe(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: describe(part) for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [describe(part) for part in value]
+        return getattr(value, "__name__", type(value).__name__) if callable(value) else value
+
+    described: dict[str, Any] = describe(config.model_dump())
+    return described
+
+
+def _join_texts(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
+    """Return all texts in order, each once."""
+    return tuple(dict.fromkeys(text for part in parts for text in part))
+
+
+def _join_mappings(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return all entries in order; of a key that occurs several times, the first."""
+    joined: dict[str, str] = {}
+    for part in parts:
+        joined |= {key: value for key, value in part.items() if key not in joined}
+    return joined
