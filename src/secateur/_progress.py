@@ -24,7 +24,7 @@ LINE_INTERVAL = 10.0
 
 
 class FinishedPart(Protocol):
-    """What a display shows of `secateur.oneshot.Progress`."""
+    """The attributes of `secateur.oneshot.Progress` that a display shows."""
 
     @property
     def stage(self) -> str:
@@ -93,7 +93,7 @@ class ProgressDisplay:
         """Show a step.
 
         Args:
-            step: What happens, e.g. ``"Reading my-model"``.
+            step: The current action, e.g. ``"Reading my-model"``.
             total: Number of parts, each of which ends with `advance`; ``None``: unknown.
         """
         self._bars.remove_task(self._task)  # a task keeps its total, so each step is a new task

@@ -334,7 +334,7 @@ class PruningConfig(BaseModel):
 
 
 ConfigLike = PruningConfig | Mapping[str, Any] | str
-"""What functions accept as a configuration; a string is a pattern."""
+"""The types that functions accept as a configuration; a string is a pattern."""
 
 
 def make_config(config: ConfigLike) -> PruningConfig:

@@ -124,6 +124,6 @@ def test_outputs_that_cannot_be_compared_are_refused() -> None:
         distillation(outputs.sum(), outputs[:, :3], inputs)
     hidden = Distillation(teacher, student=student, hidden_weight=1.0, layers=["0"])
     hidden._outputs.clear()
-    with pytest.raises(StateError, match=r"layer '0' must be called by student and teacher"):
+    with pytest.raises(StateError, match=r"layer '0' must be called by both student and teacher"):
         hidden(outputs.sum(), outputs, inputs)
     hidden.close()

@@ -133,7 +133,7 @@ class Groups(_ManifestModel):
 
 
 class Claim(_ManifestModel):
-    """What pruning did to a tensor, according to its report.
+    """The pruning of a tensor, according to its report.
 
     Attributes:
         pattern: Pattern specification.
@@ -154,11 +154,11 @@ class TensorEntry(_ManifestModel):
         layer: The layer whose weight it is, if that layer was pruned or could be.
         dtype: The data type, a key of `DTYPES`.
         shape: The dense shape.
-        layout: What the axes are; ``None``: it is not a weight that patterns apply to.
+        layout: The roles of the axes; ``None``: it is not a weight that patterns apply to.
         packing: How it is stored.
         pattern: The pattern of its zeros: the requested one, or the strictest that was recognized; ``None``: there is
             no pattern.
-        pruned: What pruning did to it; ``None``: unknown, or nothing.
+        pruned: How it was pruned; ``None``: unknown, or nothing.
         zeros: Number of zeros.
         negative_zeros: Number of zeros that are ``-0.0``, which packings store like any other number.
         sha256: Digest of the bytes of the dense tensor, little-endian, in row-major order.
@@ -292,7 +292,7 @@ class Builder(_ManifestModel):
 
     Attributes:
         framework: The framework of the model.
-        kind: What builds the model: ``"transformers"`` from ``config.json``, ``"keras"`` from ``keras.json``, or
+        kind: The source of the model: ``"transformers"`` from ``config.json``, ``"keras"`` from ``keras.json``, or
             ``"code"`` of the user.
         name: The name of its class.
     """

@@ -29,7 +29,7 @@ class SourceTensor:
         dtype: The data type, a key of `DTYPES`.
         shape: The dense shape.
         read: Reads the bit patterns in this shape; called more than once.
-        view: What the axes are; ``None``: it is not a weight that patterns apply to.
+        view: The roles of the axes; ``None``: it is not a weight that patterns apply to.
         layer: The layer whose weight it is; ``None``: it is not the weight of a layer that can be pruned.
         is_prunable: Whether a plan for the whole model would prune it, which excludes output layers and embeddings.
         origins: The layers of the model that it is built from, if it is written in a different layout.

@@ -110,7 +110,7 @@ def describe_tensor(name: str, tensor: SourceTensor, claim: Claim | None = None,
     Args:
         name: The name of the tensor, for messages.
         tensor: The tensor.
-        claim: What pruning did to it.
+        claim: How it was pruned.
         dense: Whether to store it dense even if a packing is smaller.
 
     Raises:

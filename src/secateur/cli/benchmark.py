@@ -128,7 +128,7 @@ class BenchmarkReport(Report):
 
     @property
     def kind(self) -> str:
-        """What the model is that is compared with the dense one: ``"pruned"`` or ``"slim"``."""
+        """The kind of the model that is compared with the dense one: ``"pruned"`` or ``"slim"``."""
         return "pruned" if self.slim is None else "slim"
 
     @property

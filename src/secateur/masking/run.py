@@ -87,7 +87,7 @@ class Run(Generic[Weight]):
         return self.updater.advance(step, stream, current) or {}
 
     def _rank_by(self, given: Mapping[str, Any], step: int, masks: Mapping[str, Array]) -> dict[str, Array]:
-        """Select the masks after `step` steps by scores that an observer found."""
+        """Select the masks after `step` steps by the scores of an observer."""
         if missing := self.weights.keys() - given.keys():
             raise ScoreError(
                 f"layer {min(missing)!r}: there are no scores to rank by. Score every layer, or exclude it."
@@ -97,7 +97,7 @@ class Run(Generic[Weight]):
             return self.updater.advance(step, self.scores.stream, masks) or {}
 
     def _read_scores(self, layer: str, given: Any) -> Array:
-        """Return scores in the weight's shape as an (O, K, I) array, and others, one per unit, as one axis."""
+        """Return scores in the weight's shape as an (O, K, I) array, and scores of units as a one-dimensional array."""
         view, scores = self.pattern.views[layer], self.pattern.framework.to_array(given)
         if tuple(scores.shape) == tuple(view.shape):
             return view.to_canonical(scores)
@@ -105,8 +105,8 @@ class Run(Generic[Weight]):
         if len(units.parts) == 1 and math.prod(scores.shape) == units.count:
             return scores.reshape((-1,))
         raise ScoreError(
-            f"layer {layer!r}: scores must have the shape of the weight, {tuple(view.shape)}, or be one for each of "
-            f"the {units.count} units, found shape {tuple(scores.shape)}."
+            f"layer {layer!r}: scores must have the shape of the weight, {tuple(view.shape)}, or one score for each "
+            f"of the {units.count} units, found shape {tuple(scores.shape)}."
         )
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
@@ -116,7 +116,7 @@ class Run(Generic[Weight]):
             weight.write_mask(self.pattern.framework.from_array(mask, weight.stored))
 
     def violations(self) -> dict[str, str]:
-        """Verify masks and weights: layers that fail → what is wrong."""
+        """Verify masks and weights, and return layer → problem."""
         masks = {name: weight.read_mask() for name, weight in self.weights.items() if weight.mask is not None}
         weights = {name: weight.read_part() for name, weight in self.weights.items()}
         if self._has_masks and not self.updater.is_locked and self.updater.scheduled_keep is None:

@@ -79,7 +79,7 @@ class MaskUpdater:
         """Return the masks after `step` steps, or ``None`` if they do not change.
 
         Args:
-            step: Number of steps taken, after which `changes_masks` holds.
+            step: Number of steps taken, after which `changes_masks` is true.
             stream: Returns the scores.
             masks: The current masks, in the stored shapes of the weights; empty before the first update.
 

@@ -49,7 +49,7 @@ class PrunedWeight(ABC):
         return self.mask
 
     def write_mask(self, mask: Any) -> None:
-        """Set the mask, given that of the part, in the stored shape."""
+        """Set the mask from that of the part, in the stored shape."""
         self.mask = mask
 
     def count_kept(self) -> int:

@@ -1,7 +1,7 @@
 """Schedules: the sparsity at each step of a run.
 
 A schedule maps ``(initial, target, progress)`` to a sparsity. ``initial`` and ``target`` are sparsities in [0, 1];
-``progress`` is the fraction of the steps that are done, from the start of the schedule to its end, in [0, 1].
+``progress`` is the fraction of completed steps, from the start of the schedule to its end, in [0, 1].
 """
 
 from secateur.schedules.base import SCHEDULES, Schedule, get_schedule, register_schedule

@@ -1,7 +1,7 @@
 """The registry of schedules.
 
 A schedule maps ``(initial, target, progress)`` to a sparsity. ``initial`` and ``target`` are sparsities in [0, 1];
-``progress`` is the fraction of the steps that are done, from the start of the schedule to its end, in [0, 1].
+``progress`` is the fraction of completed steps, from the start of the schedule to its end, in [0, 1].
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ QUANTITIES = {
     "bytes": "bytes",
     "latency": "seconds",
 }
-"""What a budget can limit → its unit."""
+"""Quantity that a budget can limit → its unit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +106,9 @@ class BudgetResult(Record):
     """How a budget was met.
 
     Attributes:
-        quantity: What it limits; a key of `QUANTITIES`.
+        quantity: The limited quantity; a key of `QUANTITIES`.
         dense: The value of the dense model, in the unit of the quantity.
-        target: What the budget allows.
+        target: The value that the budget allows.
         predicted: The estimate for the chosen widths before they were measured.
         measured: The measured value of the model with these widths.
     """

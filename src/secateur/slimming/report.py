@@ -14,7 +14,7 @@ __all__ = ["SlimReport", "SlimmedGroup"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlimmedGroup(Row):
-    """What happened to one group of units.
+    """The changes of one group of units.
 
     Attributes:
         name: Name of the group.

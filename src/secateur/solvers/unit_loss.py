@@ -22,7 +22,9 @@ __all__ = ["UnitLoss", "build_unit_losses"]
 
 @dataclass(frozen=True)
 class UnitLoss:
-    """What the error of one layer depends on. Features are ordered by unit, and each unit has the same number of them.
+    """The matrices that determine the error of one layer.
+
+    Features are ordered by unit, and each unit has the same number of them.
 
     Attributes:
         inverse: B, the inverse of the damped Gram matrix, restricted to the features of units, float64, of shape

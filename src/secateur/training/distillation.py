@@ -39,7 +39,7 @@ class Distillation:
         layers: Names of layers that student and teacher have and whose outputs have the same shape in both.
 
     Raises:
-        ConfigError: A value is out of range, or there are layers without a student or a weight, or the reverse.
+        ConfigError: A value is out of range, or `layers`, `student` and `hidden_weight` are not given together.
         LayerError: The student or the teacher does not have a layer.
 
     Source:
@@ -93,7 +93,7 @@ class Distillation:
 
         Args:
             loss: The loss of the student, a scalar.
-            outputs: What the student returned: logits of shape (..., classes), or an object or mapping with `logits`.
+            outputs: The outputs of the student: logits of shape (..., classes), or an object or mapping with `logits`.
             inputs: The positional inputs of the student.
             named_inputs: Its inputs by name. With an `attention_mask` in the shape of the logits without classes, only
                 positions with 1 are compared. `labels` are not passed to the teacher.
@@ -114,7 +114,7 @@ class Distillation:
             total = total + self.weight * compute_logit_loss(logits, target, self.temperature, kept)
         for layer in self.layers:
             if layer not in self._outputs or layer not in expected:
-                raise StateError(f"layer {layer!r} must be called by student and teacher to be compared, and was not.")
+                raise StateError(f"layer {layer!r} must be called by both student and teacher, and was not.")
             distance = compute_hidden_loss(self._outputs.pop(layer), expected[layer])
             total = total + self.hidden_weight / len(self.layers) * distance
         return total
@@ -197,8 +197,8 @@ def _check_values(distillation: Distillation, student: nn.Module | None) -> None
         raise ConfigError(f"hidden_weight must be at least 0, found {distillation.hidden_weight}.")
     if len({student is not None, distillation.hidden_weight > 0, bool(distillation.layers)}) > 1:
         raise ConfigError(
-            "student, layers and hidden_weight must be given together: to compare hidden states, pass all three, and "
-            "for the logits alone, none."
+            "student, layers and hidden_weight must be given together: pass all three to compare hidden states, or "
+            "none to compare only the logits."
         )
 
 

@@ -1,4 +1,4 @@
-"""Record on torch modules what slimming changed, and change a module of the original sizes in the same way."""
+"""Record the changes of slimming on torch modules, and apply them to modules of the original sizes."""
 
 from secateur._resizing.pytorch.blocks import Assign, drop_blocks, list_children, list_removed_blocks, record_blocks
 from secateur._resizing.pytorch.branches import (

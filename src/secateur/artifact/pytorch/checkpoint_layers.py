@@ -26,7 +26,7 @@ def describe_layers(folder: Path) -> dict[str, tuple[WeightView, str, bool] | No
 
     Raises:
         ModelLoadError: transformers cannot build the model.
-        ArtifactError: The configuration has an impossible number of layers, heads or the like.
+        ArtifactError: The configuration has an impossible number of layers, heads or similar.
     """
     with explain_failures(folder):
         config = read_config_json(folder / CONFIG_FILE)

@@ -45,8 +45,8 @@ class WeightPruningConfig:
     Args:
         pruning_configs: Dictionaries with the keys below; by default one element for all layers.
         target_sparsity: Share of units to prune, in [0, 1]; at most ``max_sparsity_ratio_per_op`` counts.
-        pruning_type: A criterion, also with the suffix ``"_progressive"``, ``"pattern_lock"``, or a method that prunes
-            with calibration data, such as ``"sparse_gpt"``.
+        pruning_type: A criterion, optionally with the suffix ``"_progressive"``, ``"pattern_lock"``, or a method that
+            prunes with calibration data, such as ``"sparse_gpt"``.
         pattern: Such as ``"4x1"``, ``"channelx1"`` or ``"2:4"``; what precedes the last underscore is ignored.
         op_names: Regular expressions that match anywhere in a layer's name.
         excluded_op_names: Regular expressions of the layers to leave dense. Those of an element replace these.

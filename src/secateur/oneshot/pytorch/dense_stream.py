@@ -21,7 +21,7 @@ class DenseStream(AbstractContextManager["DenseStream"]):
     Attributes:
         inputs: The inputs of the current block.
         outputs: Its outputs.
-        shifted_outputs: What the dense block returns for the inputs in the pruned model, if they were run.
+        shifted_outputs: Outputs of the dense block for the inputs in the pruned model, if they were computed.
     """
 
     def __init__(self, offload: Literal["memory", "disk"]) -> None:

@@ -229,6 +229,7 @@ class InputStatistics:
 def widen(total: torch.Tensor) -> torch.Tensor:
     """Return a sum over one batch in float64, to which those of other batches are added.
 
-    What is rounded to float32 afterwards rarely depends on their order, and so on which process adds which of them.
+    Results that are then rounded to float32 rarely depend on their order, and therefore on which process adds which
+    batch.
     """
     return total if total.device.type == "mps" else total.double()

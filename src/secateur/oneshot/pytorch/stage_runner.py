@@ -79,7 +79,7 @@ def collect_statistics(
 
     Args:
         stage: The stage.
-        team: The ranks that share the calibration data; all of them get the statistics of all of it.
+        team: The ranks that share the calibration data; each receives the statistics of all batches.
         with_gram: Whether Gram matrices are needed; otherwise, norms are enough.
         outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
     """

@@ -52,7 +52,7 @@ class Journal:
 
         Args:
             tensor: The tensor.
-            new: What has replaced it.
+            new: Its replacement.
             restore: Returns its values again, from which rolling back gives it memory.
         """
         self._changes.append(_Release(tensor, restore))

@@ -36,7 +36,7 @@ def remove_units(
     allow_inexact: bool = False,
     mode: str = "exact",
 ) -> SlimReport:
-    """See `secateur.slim`, without arguments that say what to prune before."""
+    """See `secateur.slim`, without the arguments for pruning first."""
     refuse_wrappers(model)
     inner = unwrap_model(model)
     refuse_model(inner)

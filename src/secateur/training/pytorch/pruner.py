@@ -146,7 +146,7 @@ class PytorchPruner:
         return hooks + [optimizer.register_step_post_hook(after) for optimizer in hooked]
 
     def follow_other_step(self, optimizer: Optimizer) -> None:
-        """Set pruned weights to zero after a step of an optimizer that `secateur.prepare` did not get.
+        """Set pruned weights to zero after a step of an optimizer that was not passed to `secateur.prepare`.
 
         In a run whose steps are announced, only adopt its learning rates, and check that its weights are still there.
         """
@@ -177,7 +177,7 @@ class PytorchPruner:
     def close(self) -> None:
         """Remove the hooks from the optimizers. If a step was interrupted, first set pruned weights to zero.
 
-        Afterwards nothing keeps pruned weights at zero. A ``with`` block closes the pruner at its end, also after
+        Afterwards nothing keeps pruned weights at zero. A ``with`` block closes the pruner at its end, including after
         Ctrl-C in a step. Between steps, weights do not change, so that a checkpoint can be loaded.
 
         Raises:
@@ -204,7 +204,7 @@ class PytorchPruner:
 
     @property
     def is_active(self) -> bool:
-        """Whether the run has not ended."""
+        """Whether the run is active."""
         return self._is_active
 
     @property

@@ -82,9 +82,9 @@ class WeightSet(dict[str, TrainedParameter]):
             raise LayerError(f"layer {name!r}: {problem}. {ORDER}")
 
     def refuse_moved(self, free: Collection[str], other: Optimizer) -> None:
-        """Raise `LayerError` if an optimizer that `secateur.prepare` did not get has taken over a weight.
+        """Raise `LayerError` if an optimizer that was not passed to `secateur.prepare` has taken over a weight.
 
-        Weights that it has as well stay with theirs, and weights that no optimizer has are like frozen ones.
+        Weights that their first optimizer still has are unaffected; weights without an optimizer count as frozen.
 
         Args:
             free: See `find_problems`.

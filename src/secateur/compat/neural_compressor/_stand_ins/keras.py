@@ -13,7 +13,7 @@ KINDS = {2: keras.layers.Dense, 3: keras.layers.Conv1D, 4: keras.layers.Conv2D, 
 
 
 def make_layer(view: WeightView, nonzero: Array) -> keras.Layer | None:
-    """Return a layer whose kernel is 1.0 where `nonzero` holds, and 0.0 elsewhere.
+    """Return a layer whose kernel is 1.0 where `nonzero` is true, and 0.0 elsewhere.
 
     Args:
         view: The view of its kernel.

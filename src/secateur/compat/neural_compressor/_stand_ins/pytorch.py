@@ -14,7 +14,7 @@ KINDS = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 
 def make_layer(view: WeightView, nonzero: Array) -> nn.Module | None:
-    """Return a layer whose weight is 1.0 where `nonzero` holds, and 0.0 elsewhere.
+    """Return a layer whose weight is 1.0 where `nonzero` is true, and 0.0 elsewhere.
 
     Args:
         view: The view of its weight.

@@ -36,7 +36,7 @@ class FittedBudget:
         kept: Group index → kept units, for each group with a curve.
         loss: Sum of their losses.
         dense: Cost of the dense model, in the unit of the budget.
-        target: What the budget allows, in the same unit.
+        target: The value that the budget allows, in the same unit.
         predicted: The estimated cost of these widths before it was measured.
         measured: The measured cost of a model with these widths.
         measurements: Number of widths that were measured.
@@ -68,7 +68,7 @@ class _MeasuredWidths(NamedTuple):
     Attributes:
         kept: Group index → kept units.
         loss: Sum of their losses.
-        estimated: What the cost model estimates.
+        estimated: The estimate of the cost model.
         predicted: The estimate, corrected by previous trials.
         measured: The measured cost.
     """
@@ -125,8 +125,8 @@ class _Fitting:
     """The state of `fit_budget`.
 
     Attributes:
-        target: What the budget allows.
-        trials: What was measured.
+        target: The value that the budget allows.
+        trials: The measured widths.
     """
 
     def __init__(self, curves: Mapping[int, LossCurve], costs: CostModel, budget: SlimBudget) -> None:

@@ -17,7 +17,7 @@ class CostModel(ABC):
     A group that keeps none is removed together with its branch of the model; see `secateur.slimming.pytorch.depth`.
 
     Attributes:
-        quantity: What it counts; a key of `secateur.slimming.budget.QUANTITIES`.
+        quantity: The quantity; a key of `secateur.slimming.budget.QUANTITIES`.
         graph: The dependencies between the model's parameters.
         dense: The cost of the dense model.
     """

@@ -42,7 +42,7 @@ class WidthTimes:
     Attributes:
         kept: Numbers of kept units, ascending.
         ratios: Name of a layer of the group → its time as a share of that in the dense model, for each number.
-        rest: What the rest of the model saves, as a share of the dense model's time, for each number.
+        rest: The time that the rest of the model saves, as a share of the dense model's time, for each number.
     """
 
     kept: Sequence[int]

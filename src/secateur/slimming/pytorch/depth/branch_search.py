@@ -31,7 +31,7 @@ class Branch:
 
     Attributes:
         module: The module whose output is then a constant.
-        layout: What its output looks like.
+        layout: The layout of the output.
         feeders: Layers outside of it that compute nothing but the units → what their output looks like without them.
     """
 

@@ -23,10 +23,10 @@ Observer: TypeAlias = Callable[[str, nn.Module, Mapping[str, Any], Any], None]
 
 @dataclass(frozen=True, slots=True)
 class ObservedOutput:
-    """What a module returned.
+    """The output of a module.
 
     Attributes:
-        layout: What its output looks like.
+        layout: The layout of the output.
         shape: Its shape.
         is_constant: Whether it is zero, or a bias.
     """
@@ -37,7 +37,7 @@ class ObservedOutput:
 
 
 def observe_outputs(model: nn.Module, names: Iterable[str], example: ExampleRun) -> dict[str, ObservedOutput]:
-    """Run the model with noise in the inputs of some modules, and describe what they return.
+    """Run the model with noise in the inputs of some modules, and describe their outputs.
 
     Args:
         model: The model.
@@ -69,7 +69,7 @@ def disturb_inputs(model: nn.Module, names: Iterable[str], observe: Observer) ->
     Args:
         model: The model.
         names: Names of modules.
-        observe: Gets the name of a module, the module, its arguments by name, and its output.
+        observe: Called with the name of a module, the module, its arguments by name, and its output.
     """
     generator = torch.Generator().manual_seed(SEED)
 

@@ -59,7 +59,7 @@ def find_depth_fields(
 def list_differences(model: Any, fields: Mapping[str, Any]) -> set[tuple[str, str]] | None:
     """Compare a model with one that is built from its configuration with other fields.
 
-    What is inside of removed branches is not compared, nor are shapes.
+    Modules inside removed branches and shapes are not compared.
 
     Returns:
         Names of modules, without numbers, and of their attributes that differ; ``None``: there is no such model.

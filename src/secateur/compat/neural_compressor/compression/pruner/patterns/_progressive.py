@@ -119,7 +119,7 @@ class ProgressivePatternUtils:
         progressive_step: int,
         progressive_configs: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Rank scheduled weights over all layers if ``progressive_configs["use_global"]`` holds, else in each layer.
+        """Rank scheduled weights over all layers if ``progressive_configs["use_global"]`` is true, else per layer.
 
         The arguments are those of `update_progressive_masks_global_scores`.
         """

@@ -170,7 +170,7 @@ class PatternBase(SparsityCounter):
             exact_sparsity_ratio: Share to prune, in [0, 1].
 
         Returns:
-            The mask in the shape of the scores, of 0.0 and 1.0 if `block` holds.
+            The mask in the shape of the scores, of 0.0 and 1.0 if `block` is true.
 
         Raises:
             ScoreError: A score is ``nan``.
@@ -203,7 +203,7 @@ class PatternBase(SparsityCounter):
         Args:
             score: One score per weight of the layer, in the weight's shape.
             key: Name of the layer.
-            force: Whether to reduce the scores of layers in `keep_mask_layers` and `invalid_layers` too.
+            force: Whether to also reduce the scores of layers in `keep_mask_layers` and `invalid_layers`.
         """
         return score
 

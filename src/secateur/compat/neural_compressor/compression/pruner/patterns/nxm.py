@@ -57,7 +57,7 @@ class BlockMethods(PatternBase):
         Args:
             score: One score per weight of the layer, in the weight's shape.
             key: Name of the layer.
-            force: Whether to reduce the scores of layers in `keep_mask_layers` too.
+            force: Whether to also reduce the scores of layers in `keep_mask_layers`.
 
         Returns:
             Scores of shape (rows / N, columns / M). Those of blocks of one weight, and of invalid layers, are returned
@@ -81,7 +81,7 @@ class BlockMethods(PatternBase):
             block_size: Rows and columns of a block.
 
         Returns:
-            Booleans of shape (rows, columns); 0.0 and 1.0 in the shape of the scores if `block` holds.
+            Booleans of shape (rows, columns); 0.0 and 1.0 in the shape of the scores if `block` is true.
         """
         framework = get_framework(self.framework)
         kept = framework.to_array(score) > float(threshold)
