@@ -110,5 +110,5 @@ def read_listed_files(folder: Path) -> dict[str, FileDigest]:
 
 
 def _compute_digest(text: bytes, digest: str) -> str:
-    """Compute the SHA-256 of a manifest after replacing the digest in it by zeros."""
+    """Compute the SHA-256 of a manifest after replacing the digest in it with zeros."""
     return hashlib.sha256(text.replace(digest.encode(), b"0" * len(digest), 1)).hexdigest()

@@ -74,7 +74,7 @@ class _PatternList:
 
 
 def _replace_characters(name: str, positions: tuple[int, ...]) -> str:
-    """Replace the characters at some positions by dots."""
+    """Replace the characters at some positions with dots."""
     characters = list(name)
     for position in positions:
         characters[position] = "."

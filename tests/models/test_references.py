@@ -94,7 +94,7 @@ def test_path_is_left_as_it_was(nets: str) -> None:
 @pytest.mark.parametrize(
     ("reference", "error", "message"),
     [
-        ("nowhere", UnknownNameError, "'nowhere' is not a folder. Give 'package.module:name'"),
+        ("nowhere", UnknownNameError, "'nowhere' is not a folder. Pass 'package.module:name'"),
         ("sample_nets.py:build", UnknownNameError, "must name a module, not its file. Write 'sample_nets:build'"),
         ("sample-nets:build", UnknownNameError, "must have the form"),
         (":build", UnknownNameError, "must have the form"),

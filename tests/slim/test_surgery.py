@@ -465,7 +465,7 @@ def test_the_attribute_with_the_number_of_heads_is_found(kind: type[Attention]) 
     ("numbers", "reason"),
     [
         ({"depth": 7, "count": 7}, "no attribute of the module contains that number"),
-        ({}, "no attribute of the module that contains it helps"),
+        ({}, "changing the attributes that contain it does not help"),
     ],
 )
 def test_a_number_without_a_fitting_attribute_keeps_the_group(

@@ -219,7 +219,7 @@ def deeper() -> nn.Sequential:
         (lambda: another() | {"format_version": 2}, "Not the state of a pruner of format 1, found format 2"),
         (lambda: another() | {"optimizer_steps": [2, 2]}, "of a run with 2 optimizers, this one has 1"),
         (lambda: mlp().state_dict(), "Not the state of a pruner of format 1, found format None"),
-        (dict, r"It comes from pruner.state_dict\(\)"),
+        (dict, r"Pass the result of pruner.state_dict\(\)"),
     ],
 )
 def test_state_of_something_else_is_refused(make: Any, message: str) -> None:

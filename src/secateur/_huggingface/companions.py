@@ -170,7 +170,7 @@ def _open_companion(folder: Path, name: str, digest: FileDigest | None, *, keep_
     if not any(target.is_relative_to(allowed) for allowed in (root, *_find_cache_folders(root))):
         raise ArtifactError(
             f"{folder / name}: is a link to {str(target)!r}, outside the folder, and is not copied. Replace the link "
-            f"by the file, or remove it."
+            "with the file, or remove it."
         )
     check_size(folder / name, FileReader(target, keep_open=False).size)
     return Companion(target, keep_open=keep_open)

@@ -191,7 +191,7 @@ def _load_from_code(reference: str) -> Any:
         raise UnsupportedModelError(f"{reference!r} is {kind}, which Secateur does not read. {advice}")
     if not colon:
         raise UnknownNameError(
-            f"{reference!r} is not a folder. Give 'package.module:name' of a model or of a function that builds "
+            f"{reference!r} is not a folder. Pass 'package.module:name' of a model or of a function that builds "
             f"one, a {KERAS_FILE} or {GGUF_FILE} file, or a transformers folder with {CONFIG_FILE}. Download "
             f"models from a hub first."
         )

@@ -156,7 +156,7 @@ class _Meter:
     def _watch_inputs(
         self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Replace the input of a layer by one whose gradient is that of this layer only."""
+        """Replace the input of a layer with one whose gradient is that of this layer only."""
         first = args[0] if args else next(iter(kwargs.values()))
         if not isinstance(first, torch.Tensor):
             return args, kwargs

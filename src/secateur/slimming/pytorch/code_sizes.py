@@ -1,7 +1,7 @@
 """Find the attributes of modules that contain the numbers in their code, such as the number of heads.
 
-The graph knows that the code of a module passes a number to an operation, but not where the code takes it from. So
-attributes that equal the number are candidates, and the outputs on the example inputs decide.
+The graph knows that the code of a module passes a number to an operation, but not where the code takes it from.
+Attributes that equal the number are therefore candidates, and the outputs on the example inputs decide.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from secateur.slimming.removal import Removal
 __all__ = ["SizeSearch", "UnresolvedSizeError"]
 
 MAX_ATTEMPTS = 256
-"""Combinations of attributes to try."""
+"""Maximum number of combinations of attributes to try."""
 
 HEAD_COUNTS = frozenset(
     {"h", "heads", "n_head", "n_heads", "n_kv_heads", "nhead", "num_attention_heads", "num_heads"}
@@ -53,7 +53,7 @@ class _Demand(NamedTuple):
     Attributes:
         use: The number.
         new: Its new value.
-        heads: Numbers of heads of the group that it follows, before and after; ``None``: it follows others.
+        heads: Numbers of heads of the group that it follows, before and after; ``None``: it follows other units.
     """
 
     use: SizeUse
@@ -72,7 +72,7 @@ class _Slot(NamedTuple):
         attribute: Its name; with the prefix `CONFIG`, that of a number of heads in the module's configuration, from
             which the code computes the number.
         position: The position of the number if the attribute is a tuple or a list; ``None``: it is a number.
-        demand: Which of the demands of the module it would fulfil.
+        demand: Which of the demands of the module it would fulfill.
     """
 
     attribute: str
@@ -138,7 +138,7 @@ class SizeSearch:
     def fit(self, journal: Journal, tolerance: float) -> float:
         """Change the attributes, and return the largest difference of the outputs, which is at most the tolerance.
 
-        An infinite tolerance takes the attributes with the smallest difference.
+        An infinite tolerance selects the attributes with the smallest difference.
 
         Raises:
             LayerError: The model fails, or its outputs differ for every choice of attributes; the message says which
@@ -189,7 +189,7 @@ class SizeSearch:
         without = [demand for demand in self._demands if not [*_find_slots(self._find(demand), [demand])]]
         if without:
             return UnresolvedSizeError(f"{without[0]}, and no attribute of the module contains that number")
-        return UnresolvedSizeError(f"{self._demands[0]}, and no attribute of the module that contains it helps")
+        return UnresolvedSizeError(f"{self._demands[0]}, and changing the attributes that contain it does not help")
 
     def _find(self, demand: _Demand) -> nn.Module:
         return self._model.get_submodule(demand.use.module)

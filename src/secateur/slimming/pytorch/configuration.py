@@ -30,7 +30,7 @@ __all__ = ["list_configs", "update_configs"]
 Fields = dict[str, int]
 
 FIRST_BUILDS, MAX_PASSES = 8, 2
-"""Combinations of fields to try, and then passes over all widths that improve one after another."""
+"""Number of combinations of fields to try first, and maximum passes that then improve one width at a time."""
 
 WIDTH = re.compile(r"size|dim|width|ffn|inner|embd|d_ff|d_model|hidden|channels|rank")
 OTHER_SIZE = re.compile(r"vocab|token|position|head|layer|kernel|patch|image|window|chunk|length|groups")

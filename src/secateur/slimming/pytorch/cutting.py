@@ -33,7 +33,7 @@ def select_slices(tensor: torch.Tensor, removed: AxisIndices) -> torch.Tensor:
 def cut_tensors(
     model: nn.Module, removed: Mapping[int, AxisIndices], journal: Journal
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Replace parameters and buffers by smaller ones, under all their names.
+    """Replace parameters and buffers with smaller ones, under all their names.
 
     Args:
         model: The model.

@@ -172,7 +172,7 @@ class SavedPlan(BaseModel):
         """Find the pruned kernels, by their index in the saved variables.
 
         Variables are matched by order if the model has the same ones as before, because Keras may number layers
-        differently each time. If layers were frozen or unfrozen since, variables are matched by path.
+        differently each time. If layers were frozen or unfrozen since then, variables are matched by path.
         """
         now = [_SavedVariable.of(variable) for variable in variables]
         pruned = {own.index: name for pattern in self.patterns for name, own in pattern.kernels.items()}
@@ -185,7 +185,7 @@ class SavedPlan(BaseModel):
             if len(matches) != 1:
                 raise StateError(
                     f"The run was saved with another model: its layer {name!r} has a kernel {mine.path!r} of shape "
-                    f"{mine.shape}, and {len(matches)} of the {len(now)} trainable variables are such. Load it into "
+                    f"{mine.shape}, and {len(matches)} of the {len(now)} trainable variables match. Load it into "
                     f"the model it was saved with, with the same layers trainable."
                 )
             found[index] = matches[0]

@@ -52,7 +52,8 @@ def check_state(state: Any, optimizers: int, runs: int) -> None:
     if type(version) is not int or version != FORMAT_VERSION:
         found = f"format {format_value(version)}" if isinstance(state, Mapping) else type(state).__name__
         raise StateError(
-            f"Not the state of a pruner of format {FORMAT_VERSION}, found {found}. It comes from pruner.state_dict()."
+            f"Not the state of a pruner of format {FORMAT_VERSION}, found {found}. Pass the result of "
+            "pruner.state_dict()."
         )
     try:
         checked = _PrunerState.model_validate(dict(state))

@@ -17,7 +17,7 @@ __all__ = ["QuantizationSimulator"]
 
 
 class QuantizationSimulator:
-    """Replaces linear layers by those of torchao that round weights and inputs; the parameters stay the same objects.
+    """Replaces linear layers with those of torchao that round weights and inputs; the parameters stay the same objects.
 
     Args:
         config: The layers.
@@ -58,7 +58,7 @@ class QuantizationSimulator:
         self.is_active = True
 
     def convert(self) -> None:
-        """Replace the layers by quantized ones; no effect if rounding has not started."""
+        """Replace the layers with quantized ones; no effect if rounding has not started."""
         if not self.is_active:
             return
         quantization, qat = import_module("torchao.quantization"), import_module("torchao.quantization.qat")

@@ -22,7 +22,7 @@ __all__ = ["zero_consumers"]
 def zero_consumers(
     model: nn.Module, graph: Graph, tensors: Mapping[str, torch.Tensor], groups: Collection[int]
 ) -> Iterator[None]:
-    """Replace the weights that read the units of some groups by zeros, and restore the same tensors afterwards.
+    """Replace the weights that read the units of some groups with zeros, and restore the same tensors afterwards.
 
     Args:
         model: The model.

@@ -1,4 +1,4 @@
-"""Train with the outputs of a teacher, with the losses of Intel Neural Compressor."""
+"""The distillation losses of Intel Neural Compressor."""
 
 from __future__ import annotations
 

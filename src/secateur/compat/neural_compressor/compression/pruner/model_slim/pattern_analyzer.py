@@ -156,7 +156,7 @@ class Linear2LinearSearcher:
         return [{"root_linear": name, "target_frontier_linears": list(before)} for name, before in pairs.items()]
 
     def from_layer_name_to_object(self, layers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Replace the names in results of `search` by modules."""
+        """Replace the names in results of `search` with modules."""
         return [
             {
                 "root_linear": get_attributes(self.model, pair["root_linear"]),
