@@ -258,7 +258,7 @@ def test_slices_equal_groups(axis: int, limit_chunks: Callable[[int], None]) -> 
     np.testing.assert_array_equal(found, one.score_units(scores))
     keep = np.array([True, False, True])
     np.testing.assert_array_equal(tiling.expand(keep)[:, 0], one.mask(keep))
-    assert (tiling.unit_size, tiling.block) == (16, ("1xchannel", 2) if axis == 0 else ("channelx1", 2))
+    assert (tiling.unit_size, tiling.channel_blocks) == (16, ("1xchannel", 2) if axis == 0 else ("channelx1", 2))
     with pytest.raises(LayerError, match=r"channels must be in \[0, 7\), found 7"):
         SliceTiling((7, 1, 7), 2 * axis, index_map.indices())
 
@@ -273,7 +273,7 @@ def test_slices_equal_groups(axis: int, limit_chunks: Callable[[int], None]) -> 
     ],
 )
 def test_blocks_of_slices(rows: list[list[int]], block: tuple[str, int]) -> None:
-    assert SliceTiling((8, 1, 3), 0, np.array(rows)).block == block
+    assert SliceTiling((8, 1, 3), 0, np.array(rows)).channel_blocks == block
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "torch"])

@@ -1,5 +1,6 @@
 """Selection by several processes that each rank a part of the units, as threads."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from secateur.errors import ScoreError
 from secateur.frameworks import WeightView
 from secateur.patterns import BasePattern, get_pattern
-from secateur.patterns.parts import count_rows, take_part, take_view
+from secateur.patterns.parts import LayerPeers, are_shared, count_rows, take_part, take_view
+from secateur.patterns.slices import CrossTiling, SliceTiling
+from secateur.patterns.tiling import Units
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -44,6 +47,24 @@ class ThreadPeers:
         return sum(self.room.gather(self.rank, count)[: self.rank])
 
 
+class ThreadRows:
+    def __init__(self, room: Room, rank: int, starts: list[int]) -> None:
+        self.room, self.rank, self.starts = room, rank, starts
+
+    def exchange(self, arrays: Any) -> Any:
+        return np.stack([sent[self.rank] for sent in self.room.gather(self.rank, arrays)])
+
+    def gather(self, array: Any) -> list[Any]:
+        return self.room.gather(self.rank, array)
+
+
+def make_peers(pattern: BasePattern, layer: str, room: Room, rank: int, starts: list[int]) -> LayerPeers:
+    weights = ThreadPeers(room, rank, math.prod(pattern.views[layer].shape))
+    if are_shared(pattern, layer):
+        return LayerPeers(weights=weights, rows=ThreadRows(room, rank, starts))
+    return LayerPeers(weights=weights, units=ThreadPeers(room, rank, pattern.units[layer].count))
+
+
 def make_pattern(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> BasePattern:
     views = {
         name: WeightView(shape=shape, output_axes=(0,), kernel_axes=tuple(range(2, len(shape))), input_axes=(1,))
@@ -62,7 +83,7 @@ def run_parts(pattern: BasePattern, cuts: dict[str, list[int]], act: Callable[[B
         part = take_part(
             pattern,
             {layer: take_view(pattern.views[layer], own) for layer, own in rows.items()},
-            {layer: ThreadPeers(room, rank, pattern.units[layer].count) for layer in rows},
+            {layer: make_peers(pattern, layer, room, rank, cuts[layer]) for layer in rows},
         )
         return act(part, lambda arrays: {layer: array[slice_of(rows[layer])] for layer, array in arrays.items()})
 
@@ -145,3 +166,81 @@ def test_only_rows_of_whole_units_can_be_ranked_in_parts() -> None:
     last = WeightView(shape=(4, 24), output_axes=(1,), input_axes=(0,))
     for pattern in ("1x1", "2:4"):
         assert count_rows(get_pattern({"pattern": pattern}, {"a": last}, "array"), "a") is None
+
+
+def draw_cuts(generator: np.random.Generator, rows: int, parts: int) -> list[int]:
+    return [0, *sorted(int(cut) for cut in generator.choice(range(1, rows), parts - 1, replace=False)), rows]
+
+
+def compare_parts(whole: BasePattern, scores: Arrays, parts: int, generator: np.random.Generator) -> None:
+    """Select, with rows divided anywhere, and compare the masks and the bits of the scores of units."""
+    cuts = {name: draw_cuts(generator, view.shape[0], parts) for name, view in whole.views.items()}
+    canonical = {name: whole.views[name].to_canonical(array) for name, array in scores.items()}
+    expected = whole.masks(scores)
+
+    def read_scores(pattern: BasePattern, arrays: Arrays) -> bytes:
+        return b"".join(chunk.tobytes() for name in pattern.units for chunk in pattern.stream(name, arrays).chunks())
+
+    def act(part: BasePattern, take: Callable[[Arrays], Arrays]) -> tuple[bytes, Arrays, dict[str, str]]:
+        masks = part.masks(take(scores))
+        return read_scores(part, take(canonical)), masks, part.violations(masks)
+
+    found = run_parts(whole, cuts, act)
+    for bits, _, wrong in found:
+        assert bits == read_scores(whole, canonical)
+        assert wrong == {}
+    for layer, mask in expected.items():
+        np.testing.assert_array_equal(np.concatenate([masks[layer] for _, masks, _ in found]), mask)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max", "l2"])
+@settings(max_examples=8)
+@given(seed=st.integers(0, 2**16), parts=st.integers(2, 5), pattern=st.sampled_from(["channelx1", "channelx2"]))
+def test_parts_score_units_of_all_rows_like_the_whole(reduction: str, seed: int, parts: int, pattern: str) -> None:
+    generator = np.random.default_rng(seed)
+    shapes: dict[str, tuple[int, ...]] = {"a": (int(generator.integers(5, 40)), 6), "b": (7, 4, 3)}
+    config = {"pattern": pattern, "target_sparsity": 0.5, "criterion_reduce_type": reduction}
+    whole = make_pattern(config, shapes)
+    scores = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    compare_parts(whole, scores, parts, generator)
+
+
+UNITS = {
+    "in order": np.arange(12).reshape(4, 3),
+    "with gaps": np.array([[1, 2, 3], [5, 6, 7], [9, 10, 11]]),
+    "interleaved": np.arange(12).reshape(3, 4).T,
+}
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("reduction", ["mean", "max"])
+@settings(max_examples=8)
+@given(seed=st.integers(0, 2**16), parts=st.integers(2, 5))
+def test_parts_score_coupled_units_like_the_whole(units: str, reduction: str, seed: int, parts: int) -> None:
+    generator, indices = np.random.default_rng(seed), UNITS[units]
+    whole = make_pattern(
+        {"pattern": "1x1", "target_sparsity": 0.5, "criterion_reduce_type": reduction},
+        {"up": (12, 5), "down": (7, 12), "both": (12, 12)},
+    )
+    outputs, inputs = SliceTiling((12, 1, 12), 0, indices), SliceTiling((12, 1, 12), 2, indices)
+    tilings = {
+        "up": SliceTiling((12, 1, 5), 0, indices),
+        "down": SliceTiling((7, 1, 12), 2, indices),
+        "both": CrossTiling(outputs, inputs),
+    }
+    whole.units = {"units": Units(tilings)}
+    whole.budget = whole._make_budget()
+    scores = {name: generator.standard_normal(view.shape).astype(np.float32) for name, view in whole.views.items()}
+    compare_parts(whole, scores, parts, generator)
+
+
+def test_a_weight_is_shared_if_its_units_can_be() -> None:
+    shapes: dict[str, tuple[int, ...]] = {"a": (24, 4)}
+    shared = [
+        name
+        for name in ("1x1", "4x1", "24x1", "channelx1", "1xchannel", "2:4")
+        if are_shared(make_pattern({"pattern": name}, shapes), "a")
+    ]
+    assert shared == ["24x1", "channelx1"]
+    last = WeightView(shape=(4, 24), output_axes=(1,), input_axes=(0,))
+    assert not are_shared(get_pattern({"pattern": "channelx1"}, {"a": last}, "array"), "a")

@@ -51,6 +51,8 @@ class BaseCriterion(ABC):
             it, and with ``decay = 0``, it is called only for steps after which units are ranked.
         reduction: The reduction that the definition of the criterion requires; ``None``: the configured one.
         is_rearranged: Whether one-shot pruning with a loss swaps units after ranking them; see `rearrange_units`.
+        first_output: The first output channel that `score` gets: 0, unless processes that hold some output channels
+            each score their own.
     """
 
     needs_gradient: ClassVar[bool]
@@ -62,6 +64,12 @@ class BaseCriterion(ABC):
     def __init__(self, config: PruningConfig, layer: str) -> None:
         self.config = config
         self.layer = layer
+        self.first_output = 0
+
+    @property
+    def scores_parts(self) -> bool:
+        """Whether `score` can be called for some output channels, with the scores that they have in a whole weight."""
+        return self.is_elementwise
 
     @property
     def is_elementwise(self) -> bool:

@@ -15,7 +15,6 @@ from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import MaskUpdater
 from secateur.masking.weight import PrunedWeight
 from secateur.patterns import BasePattern
-from secateur.patterns.slices import SliceTiling
 from secateur.patterns.tiling import Tiling
 from secateur.patterns.verification import verify_masks, verify_zeros
 from secateur.results import GroupResult, LayerResult, PruningReport
@@ -185,8 +184,10 @@ class Run(Generic[Weight]):
         units = sum(self.pattern.units[name].total for name in parts)
         pruned_units = sum(self.pattern.units[name].add(count_true(~kept[name])) for name in parts if name in kept)
         tiling, *others = parts.values()
-        if not others and isinstance(tiling, SliceTiling):  # a single weight has blocks, whatever units they belong to
-            pattern, blocks = tiling.block
+        if (
+            not others and tiling.channel_blocks is not None
+        ):  # a single weight has blocks, whatever units they belong to
+            pattern, blocks = tiling.channel_blocks
             units, pruned_units = units * blocks, pruned_units * blocks
         return LayerResult(
             name=layer,

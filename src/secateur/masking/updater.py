@@ -12,6 +12,7 @@ from secateur._array import Array, count_true, namespace
 from secateur.masking.run_options import RunOptions
 from secateur.masking.update_schedule import UpdateSchedule
 from secateur.patterns import BasePattern
+from secateur.patterns.peers import Peers
 from secateur.patterns.selection import Scores, find_cuts, keep_above
 
 __all__ = ["REACHED", "MaskUpdater", "interpolate_mask"]
@@ -194,7 +195,8 @@ class MaskUpdater:
         """Interpolate the mask of a layer. Equal weights are pruned in the same order in every framework."""
         view = self.pattern.views[layer]
         weight = view.to_canonical(self._read_weight(layer))
-        return view.to_stored(interpolate_mask(weight, view.to_canonical(mask), between, part))
+        peers = self.pattern.weight_peers.get(layer)
+        return view.to_stored(interpolate_mask(weight, view.to_canonical(mask), between, part, peers))
 
     def _select(self, sparsity: float, stream: Stream, alive: Mapping[str, Array] | None) -> dict[str, Array]:
         keep = self.pattern.select({name: stream(name, alive) for name in self.pattern.units}, sparsity)
@@ -242,7 +244,9 @@ class MaskUpdater:
         return self.pattern.framework.to_array(self.pattern.framework.read_weight(self.pattern.modules[layer]))
 
 
-def interpolate_mask(weight: Array, mask: Array, between: tuple[Array, Array], part: tuple[int, int]) -> Array:
+def interpolate_mask(
+    weight: Array, mask: Array, between: tuple[Array, Array], part: tuple[int, int], peers: Peers | None = None
+) -> Array:
     """Interpolate between two masks, pruning the smallest scheduled weights first.
 
     Args:
@@ -250,6 +254,7 @@ def interpolate_mask(weight: Array, mask: Array, between: tuple[Array, Array], p
         mask: The current mask, in the shape of the weight. Weights that it prunes stay pruned.
         between: The masks of the last and of the next update. The second prunes every weight that the first prunes.
         part: Number of parts of the scheduled weights to prune, and number of all parts, which have equal size.
+        peers: The processes that hold the weights, if this one holds a part of them.
 
     Returns:
         Booleans in the weight's shape: the first mask without the smallest scheduled weights.
@@ -264,7 +269,8 @@ def interpolate_mask(weight: Array, mask: Array, between: tuple[Array, Array], p
     xp = namespace(weight)
     now, later = between
     scheduled = now & ~later
-    pruned = count_true(~now) + count_true(scheduled) * part[0] // part[1]
     size = xp.where(scheduled, xp.abs(weight), xp.asarray(math.inf, dtype=weight.dtype)).reshape((-1,))
-    scores = Scores("", lambda: iter([size]), size.shape[0], mask.reshape((-1,)))
+    count = size.shape[0] if peers is None else peers.count
+    scores = Scores("", lambda: iter([size]), count, mask.reshape((-1,)), peers=peers)
+    pruned = scores.add(count_true(~now)) + scores.add(count_true(scheduled)) * part[0] // part[1]
     return keep_above(scores, find_cuts({"": scores}, {"": pruned})[""]).reshape(weight.shape)

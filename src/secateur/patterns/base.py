@@ -14,6 +14,7 @@ from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.frameworks import Framework, NoFramework, WeightView, get_framework
 from secateur.graph import Group
 from secateur.patterns.budget import Budget
+from secateur.patterns.peers import Peers
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.patterns.selection import Cut, Scores, find_cuts, find_global_cuts, unify_precision
 from secateur.patterns.settings import read_settings, refuse_coupled_settings
@@ -86,6 +87,7 @@ class BasePattern(Specification):
         invalid_layers: Layers that do not fit the pattern → the reason.
         views: Valid layer → the canonical view of its weight.
         units: Name → units that are numbered and ranked together; usually one entry per valid layer, under its name.
+        weight_peers: Layer → the processes that its weights are divided over, if they are.
 
     Raises:
         ConfigError: The target is impossible within the bounds, or there are modules but no `tile` method or no
@@ -124,6 +126,7 @@ class BasePattern(Specification):
         self.invalid_layers: dict[str, str] = {}
         self.views: dict[str, WeightView] = {}
         refuse_coupled_settings(self.config, self.coupling)
+        self.weight_peers: dict[str, Peers] = {}
         self.units = self.couple(self._tile_weights())
         self.budget = self._make_budget()
 
@@ -314,12 +317,9 @@ class BasePattern(Specification):
 
     def count_pruned_units(self, sparsity: float) -> int:
         """Return how many units are pruned at a sparsity, over all layers."""
-        counts = (self.budget.count_locally(name, sparsity) for name in self.budget.units)
-        return (
-            min(self.budget.count_total(sparsity), sum(self.budget.upper_bounds().values()))
-            if self.is_global
-            else sum(counts)
-        )
+        if self.is_global:
+            return min(self.budget.count_total(sparsity), sum(self.budget.upper_bounds().values()))
+        return sum(self.budget.count_locally(name, sparsity) for name in self.budget.units)
 
     def violations(
         self,
@@ -360,8 +360,7 @@ class BasePattern(Specification):
 
     def _to_flags(self, layer: str, mask: Any) -> Array:
         array = self._to_canonical(layer, mask)
-        xp = namespace(array)
-        return xp.astype(array, xp.uint8)
+        return namespace(array).astype(array, namespace(array).uint8)
 
     def _to_canonical(self, layer: str, value: Any) -> Array:
         try:
@@ -466,9 +465,8 @@ def get_pattern(
         >>> pattern.masks({"fc": torch.arange(24.0).reshape(8, 3)})["fc"].sum()
         tensor(12)
     """
-    settings = make_config(config)
-    pattern, known = get_pattern_class(settings.pattern), get_framework(framework)
-    return _create_pattern(pattern, (known, tuple(groups)), settings, modules)
+    settings, known = make_config(config), get_framework(framework)
+    return _create_pattern(get_pattern_class(settings.pattern), (known, tuple(groups)), settings, modules)
 
 
 def get_pattern_class(specification: str) -> type[BasePattern]:

@@ -7,7 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Peers"]
+from secateur._array import Array
+
+__all__ = ["Peers", "RowPeers"]
 
 
 class Peers(Protocol):
@@ -26,3 +28,23 @@ class Peers(Protocol):
 
     def count_before(self, count: int) -> int:
         """Return the sum of the counts of the processes with lower indices."""
+
+
+class RowPeers(Protocol):
+    """The processes that hold consecutive output channels of a weight, at least one each.
+
+    All of them must call the methods in the same order.
+
+    Attributes:
+        rank: Number of this process.
+        starts: The first output channel of each process, and the number of all.
+    """
+
+    rank: int
+    starts: list[int]
+
+    def exchange(self, arrays: Array) -> Array:
+        """Send ``arrays[rank]`` to each process, and return what each of them sent here, in the same shape."""
+
+    def gather(self, array: Array) -> list[Array]:
+        """Return the arrays of all processes, which have the same shape."""

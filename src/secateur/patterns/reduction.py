@@ -7,12 +7,14 @@ values pairwise, in an order that depends only on the shape, so that equal score
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
+from typing import NamedTuple
 
 from secateur._array import Array, namespace, pairwise_sum
 from secateur._registry import Registry
 
-__all__ = ["REDUCTIONS", "pairwise_sum"]
+__all__ = ["REDUCTIONS", "ReductionSteps", "find_steps", "pairwise_sum"]
 
 Reduction = Callable[[Array, tuple[int, ...]], Array]
 """Reduces scores along axes, which keep length 1."""
@@ -44,3 +46,46 @@ def _max(values: Array, axes: tuple[int, ...]) -> Array:
 def _l2(values: Array, axes: tuple[int, ...]) -> Array:
     # The squared norm gives the same ranking, and libraries round square roots differently.
     return pairwise_sum(values * values, axes)
+
+
+class ReductionSteps(NamedTuple):
+    """A reduction in steps, so that processes that hold parts of a unit can share the second one.
+
+    Attributes:
+        prepare: Transforms each score.
+        combine: Reduces two to one.
+        finish: Transforms the reduced score of a unit, given the number of its weights.
+    """
+
+    prepare: Callable[[Array], Array]
+    combine: Callable[[Array, Array], Array]
+    finish: Callable[[Array, int], Array]
+
+
+def find_steps(reduction: Reduction) -> ReductionSteps | None:
+    """Return the steps of a reduction; ``None``: it cannot be shared by processes.
+
+    Examples:
+        >>> find_steps(REDUCTIONS.find("mean")).finish(6.0, 4)
+        1.5
+    """
+    return _STEPS.get(reduction)
+
+
+def _return_prepared(values: Array) -> Array:
+    return values
+
+
+def _return_total(total: Array, size: int) -> Array:  # noqa: ARG001
+    return total
+
+
+_STEPS = {
+    pairwise_sum: ReductionSteps(_return_prepared, operator.add, _return_total),
+    _sum: ReductionSteps(_return_prepared, operator.add, _return_total),
+    _mean: ReductionSteps(
+        _return_prepared, operator.add, lambda total, size: total if size == 1 else total * (1.0 / size)
+    ),
+    _max: ReductionSteps(_return_prepared, lambda left, right: namespace(left).maximum(left, right), _return_total),
+    _l2: ReductionSteps(lambda values: values * values, operator.add, _return_total),
+}

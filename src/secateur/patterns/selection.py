@@ -29,8 +29,11 @@ DIGIT = 16
 
 BINS = 1 << DIGIT
 
+BLOCK = 1 << 8
+"""Bins of a histogram whose sum processes exchange first, and then the bins of the block that contains the rank."""
+
 MAX_INT32 = np.iinfo(np.int32).max
-"""Largest number of units whose histogram processes exchange as 32-bit integers, in 256 KiB."""
+"""Largest number of units whose histogram processes exchange as 32-bit integers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,7 @@ def _find_common_cuts(layers: list[Scores], total: int, lower: list[int], upper:
     for shift in range((64 if wide else 32) - DIGIT, -1, -DIGIT):
         histograms = [_compute_histogram(layer, shift, prefix) for layer in layers]
 
-        def count_reached(digit: int, histograms: list[_Histogram] = histograms, below: list[int] = below) -> int:
+        def count_reached(digit: int, histograms: list[Any] = histograms, below: list[int] = below) -> int:
             counts = (start + histogram.count_up_to(digit) for start, histogram in zip(below, histograms, strict=True))
             return sum(min(max(count, low), high) for count, low, high in zip(counts, lower, upper, strict=True))
 
@@ -242,7 +245,35 @@ class _Histogram:
         return int(self.cumulative[index - 1]) if index else 0
 
 
-def _compute_histogram(layer: Scores, shift: int, prefix: int | None) -> _Histogram:
+class _SharedHistogram:
+    """The sum of the histograms of several processes, which exchange only those bins that are needed.
+
+    All of them must ask for the same digits in the same order.
+
+    Args:
+        counts: The histogram of this process.
+        layer: The scores.
+        peers: The processes.
+    """
+
+    def __init__(self, counts: Counts, layer: Scores, peers: Peers) -> None:
+        blocks = counts.astype(np.int32 if layer.count <= MAX_INT32 else np.int64).reshape((-1, BLOCK))
+        self._blocks, self._peers = blocks, peers
+        self.block_counts = peers.add(blocks.sum(axis=1, dtype=blocks.dtype)).astype(np.int64)
+        self._cumulative = np.cumsum(self.block_counts)
+        self._known: dict[int, Counts] = {}
+
+    def count_up_to(self, digit: int) -> int:
+        """See `_Histogram.count_up_to`. Except for the last digit of a block, this is collective."""
+        block, position = divmod(digit, BLOCK)
+        if position == BLOCK - 1:
+            return int(self._cumulative[block]) if digit >= 0 else 0
+        if block not in self._known:
+            self._known[block] = np.cumsum(self._peers.add(self._blocks[block]).astype(np.int64))
+        return int(self._cumulative[block] - self.block_counts[block] + self._known[block][position])
+
+
+def _compute_histogram(layer: Scores, shift: int, prefix: int | None) -> _Histogram | _SharedHistogram:
     counts = np.zeros(BINS, dtype=np.int64)
     for scores, alive in layer.read():
         xp = namespace(scores)
@@ -255,7 +286,10 @@ def _compute_histogram(layer: Scores, shift: int, prefix: int | None) -> _Histog
         if digits.shape[0]:
             counts += to_numpy(xp.bincount(digits, minlength=BINS))
     if layer.peers is not None:
-        counts = layer.peers.add(counts.astype(np.int32 if layer.count <= MAX_INT32 else np.int64)).astype(np.int64)
+        shared = _SharedHistogram(counts, layer, layer.peers)
+        if prefix is None and shared.block_counts[0] + shared.block_counts[-1] > layer.count_pruned():
+            layer.refuse_nan()
+        return shared
     if prefix is None and _may_have_nan(layer, counts):
         layer.refuse_nan()
     digits = np.flatnonzero(counts)
@@ -309,7 +343,11 @@ def _may_have_nan(layer: Scores, counts: Counts) -> bool:
 
 def _find_first_digit(holds: Callable[[int], bool]) -> int:
     """Return the smallest digit for which `holds` is true, assuming that it is true for all greater digits."""
-    low, high = 0, BINS - 1
+    block = _find_first(lambda block: holds(block * BLOCK + BLOCK - 1), 0, BINS // BLOCK - 1)
+    return _find_first(holds, block * BLOCK, block * BLOCK + BLOCK - 1)
+
+
+def _find_first(holds: Callable[[int], bool], low: int, high: int) -> int:
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle + 1, high)

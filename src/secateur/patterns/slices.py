@@ -14,13 +14,23 @@ from secateur.errors import LayerError
 from secateur.patterns.reduction import Reduction
 from secateur.patterns.tiling import CHUNK, Tiling, intersect, widen_dtype
 
-__all__ = ["CrossTiling", "SliceTiling"]
+__all__ = ["ChannelTiling", "CrossTiling", "SliceTiling"]
 
 OUTPUTS, INPUTS = 0, 2
 
 
+class ChannelTiling(Tiling):
+    """Units that own whole output channels, or whole input channels.
+
+    Attributes:
+        shape: (O, K, I) of the weight.
+    """
+
+    shape: tuple[int, int, int]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class SliceTiling(Tiling):
+class SliceTiling(ChannelTiling):
     """Units that own whole output channels, or whole input channels. Channels without an owner are always kept.
 
     Attributes:
@@ -56,8 +66,8 @@ class SliceTiling(Tiling):
         object.__setattr__(self, "unit_size", width * math.prod(self.shape) // length)
 
     @property
-    def block(self) -> tuple[str, int]:
-        """The pattern of equal blocks of channels into which all units can be divided, and the blocks per unit."""
+    def channel_blocks(self) -> tuple[str, int]:
+        """See `Tiling.channel_blocks`."""
         owned = np.sort(self.indices, axis=1)
         is_start = np.diff(owned, axis=1, prepend=-2) != 1
         size = math.gcd(self.shape[self.axis], *(int(start) for start in owned[is_start]), owned.shape[1])
@@ -116,8 +126,8 @@ class CrossTiling(Tiling):
                [False, False]])
     """
 
-    outputs: SliceTiling
-    inputs: SliceTiling
+    outputs: ChannelTiling
+    inputs: ChannelTiling
     count: int = field(init=False)
     unit_size: int = field(init=False)
 

@@ -54,6 +54,14 @@ class Tiling(ABC):
         """
         return None
 
+    @property
+    def channel_blocks(self) -> tuple[str, int] | None:
+        """The pattern of equal blocks of channels that units consist of, and the blocks per unit.
+
+        ``None`` if units are not sets of whole channels, adjacent or not.
+        """
+        return None
+
     @abstractmethod
     def unit_scores(self, scores: Array, reduction: Reduction) -> Iterator[Array]:
         """Yield the scores of the units in one-dimensional chunks, in order of their index unless there is a `stride`.

@@ -91,6 +91,23 @@ class Ranks:
         dist.all_gather(parts, bits, group=self.group)
         return [part.to(tensor.device).view(tensor.dtype) for part in parts]
 
+    def exchange(self, arrays: Tensor) -> Tensor:
+        """Send ``arrays[rank]`` to each rank, and return what each of them sent here, in the order of the ranks.
+
+        The arrays have the same shape and dtype on all ranks.
+
+        Examples:
+            >>> Ranks().exchange(np.array([[1, 2]]))
+            array([[1, 2]])
+        """
+        if self.size == 1:
+            return arrays
+        sent = self._send(arrays)
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self.group)
+        exchanged: Tensor = _return_as(received, arrays)
+        return exchanged
+
     def broadcast(self, value: Value, source: int = 0) -> Value:
         """Return the value of rank `source` on every rank. It is pickled.
 

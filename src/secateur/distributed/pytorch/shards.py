@@ -3,13 +3,14 @@
 A process holds a *shard*: consecutive rows of the first axis, or whatever the placements say. It ranks a *part*. For
 rows, the parts are the shards, moved to the next boundary between units: a process ranks the units whose first row it
 holds, and gets their other rows from its neighbour, as stored numbers. All arithmetic is therefore on whole units, in
-the order of one process, and scores have the same bits on any number of processes. Where that is impossible, every
-process gets the whole tensor and ranks all of it; this costs the size of the tensor instead of a few rows.
+the order of one process, and scores have the same bits on any number of processes. Units that span the rows of several
+processes are scored by all of them together (`secateur.patterns.shared`). Where both are impossible, every process gets
+the whole tensor and ranks all of it; this costs the size of the tensor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -18,9 +19,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from secateur._array import Array
 from secateur.distributed.pytorch.ranks import Ranks
 
-__all__ = ["RowParts", "ShardLayout", "ShardPeers", "get_local", "is_sharded", "reshard"]
+__all__ = ["RowParts", "ShardLayout", "ShardPeers", "ShardRows", "get_local", "is_sharded", "reshard"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -113,12 +115,8 @@ class ShardLayout:
         local = get_local(same.redistribute(placements=self._placements)).to(whole.device)
         return local.view(torch.bool).clone() if whole.dtype == torch.bool else local.clone()
 
-    def divide_rows(self, step: int) -> RowParts | None:
-        """Divide units of `step` consecutive rows; ``None``: not by rows, or some process would have no unit.
-
-        Args:
-            step: Number of indices of the first axis in a unit; it divides the length of the axis.
-        """
+    def find_rows(self) -> RowParts | None:
+        """Return the rows that each process holds; ``None``: it does not hold rows, or some process has none."""
         from torch.distributed.tensor import Shard
 
         divided = [(axis, placement) for axis, placement in enumerate(self._placements) if not placement.is_replicate()]
@@ -127,11 +125,21 @@ class ShardLayout:
         axis, rows = divided[0][0], self.shape[0]
         ranks = Ranks.join(self._mesh.get_group(axis))
         length = -(-rows // ranks.size)
-        held = [min(rows, length * rank) for rank in range(ranks.size + 1)]
-        starts = [-(-start // step) * step for start in held]
+        held = tuple(min(rows, length * rank) for rank in range(ranks.size + 1))
+        return None if any(start >= stop for start, stop in pairwise(held)) else RowParts(ranks, held, held)
+
+    def divide_rows(self, step: int) -> RowParts | None:
+        """Divide units of `step` consecutive rows; ``None``: not by rows, or some process would have no unit.
+
+        Args:
+            step: Number of indices of the first axis in a unit; it divides the length of the axis.
+        """
+        if (parts := self.find_rows()) is None:
+            return None
+        starts = tuple(-(-start // step) * step for start in parts.held)
         if any(start >= stop for start, stop in pairwise(starts)):
             return None
-        return RowParts(ranks, tuple(held), tuple(starts))
+        return replace(parts, starts=starts)
 
 
 @dataclass(frozen=True)
@@ -208,6 +216,29 @@ class ShardPeers:
     def count_before(self, count: int) -> int:
         """See `Peers.count_before`."""
         return sum(self._ranks.gather(count)[: self._ranks.rank])
+
+
+class ShardRows:
+    """The processes that hold the rows of a weight; see `secateur.patterns.peers.RowPeers`.
+
+    Args:
+        parts: The rows, of which each process ranks those that it holds.
+    """
+
+    def __init__(self, parts: RowParts) -> None:
+        self._ranks = parts.ranks
+        self.rank, self.starts = parts.ranks.rank, list(parts.starts)
+
+    def exchange(self, arrays: Array) -> Array:
+        """See `RowPeers.exchange`."""
+        return self._ranks.exchange(arrays)
+
+    def gather(self, array: Array) -> list[Array]:
+        """See `RowPeers.gather`."""
+        if isinstance(array, np.ndarray):
+            tensors = self._ranks.gather_tensors(torch.from_numpy(np.ascontiguousarray(array)))
+            return [tensor.numpy() for tensor in tensors]
+        return self._ranks.gather_tensors(array)
 
 
 def _get_type() -> Any:

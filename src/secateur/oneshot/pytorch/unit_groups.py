@@ -220,5 +220,5 @@ def _list_parts(pattern: GroupPattern, layer: str) -> Iterator[tuple[str, Tiling
 def _get_inputs(tiling: Tiling) -> SliceTiling | None:
     """Return the tiling of the input channels; ``None``: units have none."""
     if isinstance(tiling, CrossTiling):
-        return tiling.inputs
+        tiling = tiling.inputs
     return tiling if isinstance(tiling, SliceTiling) and tiling.axis == INPUTS else None

@@ -33,6 +33,14 @@ class ShardedRun(PytorchRun):
     All processes must call each method, because most of them communicate.
     """
 
+    def __init__(
+        self, pattern: BasePattern, weights: Mapping[str, TrainedParameter], options: RunOptions | None = None
+    ) -> None:
+        super().__init__(pattern, weights, options)
+        for layer, weight in self.weights.items():
+            if isinstance(weight, ShardedParameter) and weight.parts is not None:
+                self.scores.criteria[layer].first_output = weight.parts.rows.start
+
     def masks_after(self, step: int) -> dict[str, Array]:
         """See `Run.masks_after`. A ranking reads scores several times, and collects the rows that they need once."""
         with self.scores.cache():
@@ -82,7 +90,7 @@ class ShardedRun(PytorchRun):
     def _get_step(self, key: str) -> int | None:
         """Return the number of rows of a weight for each row of the scores with a key."""
         weight = self.weights.get(key)
-        if not isinstance(weight, ShardedParameter) or weight.step is None:
+        if not isinstance(weight, ShardedParameter) or not weight.is_divided:
             return None
         return weight.step if self.scores.is_per_unit else 1
 

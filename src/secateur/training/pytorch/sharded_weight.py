@@ -2,13 +2,15 @@
 
 Every process has the shard of a mask beside the shard of the weight, so that steps between mask updates send nothing.
 At a mask update, each process scores the units of its part (see `secateur.distributed.pytorch.shards`), and the
-histograms of the scores are added up: 256 KiB for each of two passes. Layers whose units cannot be divided by rows are
-gathered, and ranked by every process alike: those of ``channelx1``, of coupled channels and heads, of progressive runs
-and pattern locks, of criteria that need a whole weight, and of tensors that are divided along another axis.
+histograms of the scores are added up: 256 KiB for each of two passes. Units that span the rows of several processes,
+as those of ``channelx1``, are scored by all of them together, and ranked by every process alike. Other layers are
+gathered, and ranked alike: those of pattern locks, of criteria that need a whole weight, and of tensors
+that are divided along another axis.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,11 +19,20 @@ from torch import nn
 
 from secateur._array import Array, count_true
 from secateur.criteria import get_criterion
-from secateur.distributed.pytorch.shards import RowParts, ShardLayout, ShardPeers, get_local, is_sharded, reshard
+from secateur.distributed.pytorch.shards import (
+    RowParts,
+    ShardLayout,
+    ShardPeers,
+    ShardRows,
+    get_local,
+    is_sharded,
+    reshard,
+)
 from secateur.frameworks.pytorch import PytorchFramework, apply_mask, read_canonical
 from secateur.masking.run_options import RunOptions
 from secateur.patterns import BasePattern
-from secateur.patterns.parts import count_rows, take_part, take_view
+from secateur.patterns.parts import LayerPeers, are_shared, count_rows, take_part, take_view
+from secateur.patterns.reduction import REDUCTIONS, find_steps
 from secateur.training.pytorch.weight import ParameterSlot, TrainedParameter
 
 __all__ = ["ShardedParameter", "divide_pattern", "make_weight"]
@@ -32,8 +43,10 @@ class ShardedParameter(TrainedParameter):
 
     Attributes:
         layout: How it is divided.
-        parts: The rows that each process ranks; ``None``: each of them ranks the whole weight.
-        step: Number of rows of a unit; ``None``: its units cannot be divided by rows.
+        parts: The rows that each process ranks or scores; ``None``: each of them ranks the whole weight.
+        step: Number of rows of a unit; ``None``: its units cannot be divided by rows. With parts, all processes score
+            them together.
+        is_divided: Whether processes rank or score parts, unless there are too few rows for so many processes.
     """
 
     def __init__(self, name: str, pattern: BasePattern, slot: ParameterSlot) -> None:
@@ -41,13 +54,35 @@ class ShardedParameter(TrainedParameter):
         self.layout = ShardLayout(self.parameter)
         self.parts: RowParts | None = None
         self.step: int | None = None
+        self.is_divided = False
         self.part_view = self.view
 
     def divide(self, step: int) -> None:
         """Let each process rank its part, if all processes have units of `step` rows."""
-        self.step, self.parts = step, self.layout.divide_rows(step)
-        if self.parts is not None:
-            self.part_view = take_view(self.view, self.parts.rows)
+        self.step, self.is_divided = step, True
+        self._set_parts(self.layout.divide_rows(step))
+
+    def share(self) -> None:
+        """Let each process score the rows that it holds, if all processes have rows, and rank all units."""
+        self.is_divided = True
+        self._set_parts(self.layout.find_rows())
+
+    def make_peers(self, units: int) -> LayerPeers | None:
+        """Return the processes that have the parts of this weight; ``None``: each of them ranks the whole weight.
+
+        Args:
+            units: Number of units over all processes.
+        """
+        if self.parts is None:
+            return None
+        weights = ShardPeers(self.parts.ranks, math.prod(self.shape))
+        if self.step is None:
+            return LayerPeers(weights=weights, rows=ShardRows(self.parts))
+        return LayerPeers(weights=weights, units=ShardPeers(self.parts.ranks, units))
+
+    def _set_parts(self, parts: RowParts | None) -> None:
+        if parts is not None:
+            self.parts, self.part_view = parts, take_view(self.view, parts.rows)
 
     @property
     def stored(self) -> torch.Tensor:
@@ -179,17 +214,25 @@ def divide_pattern(
     sharded = {name: weight for name in pattern.views if isinstance(weight := weights[name], ShardedParameter)}
     if not sharded:
         return pattern
-    if pattern.config.kind == "iterative" and (options is None or options.observer is None):
+    if pattern.config.kind != "pattern_lock" and (options is None or options.observer is None):
         for layer, weight in sharded.items():
-            step = count_rows(pattern, layer)
-            if step is not None and get_criterion(pattern.config, layer).is_elementwise:
-                weight.divide(step)
-    divided = {layer: weight for layer, weight in sharded.items() if weight.parts is not None}
+            _divide_weight(pattern, layer, weight)
+    counts = {layer: units.count for units in pattern.units.values() for layer in units.parts}
     peers = {
-        layer: ShardPeers(weight.parts.ranks, pattern.units[layer].count)
-        for layer, weight in divided.items()
-        if weight.parts is not None
+        layer: known for layer, weight in sharded.items() if (known := weight.make_peers(counts[layer])) is not None
     }
-    part = take_part(pattern, {layer: weight.part_view for layer, weight in divided.items()}, peers)
+    part = take_part(pattern, {layer: sharded[layer].part_view for layer in peers}, peers)
     part.framework, part.modules = PartFramework(), {**pattern.modules, **weights}
     return part
+
+
+def _divide_weight(pattern: BasePattern, layer: str, weight: ShardedParameter) -> None:
+    """Let each process rank or score a part of a weight, if that gives the scores of the whole weight."""
+    criterion = get_criterion(pattern.config, layer)
+    has_own_parts = type(pattern).interpolate_masks is not BasePattern.interpolate_masks
+    if not criterion.scores_parts or has_own_parts:
+        return
+    if (step := count_rows(pattern, layer)) is not None:
+        weight.divide(step)
+    elif are_shared(pattern, layer) and find_steps(REDUCTIONS.find(criterion.reduction or pattern.reduction)):
+        weight.share()
