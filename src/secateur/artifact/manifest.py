@@ -341,7 +341,8 @@ class Manifest(_ManifestModel):
         tensors: Name → tensor.
         aliases: Alternative name → name of the tensor (tied weights).
         sizes: Slimmed module → its attributes that changed → their values; ``None``: the model was not slimmed, or its
-            configuration has all sizes. Tensors of these modules have other shapes than in the dense model.
+            configuration has all sizes. The shapes of the tensors of these modules differ from those in the dense
+            model.
         branches: Module that was removed → what is returned in its place.
         blocks: List of modules → the positions of those that were removed from it, in ascending order. All other names
             are those in the lists that are left.

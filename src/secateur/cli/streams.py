@@ -36,7 +36,7 @@ def flush_stdout() -> None:
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
-        # Standard output may be something else than a file.
+        # Standard output may not be a file.
         with suppress(OSError, ValueError), open(os.devnull, "wb") as null:
             os.dup2(null.fileno(), sys.stdout.fileno())
 

@@ -21,8 +21,8 @@ def trace(model: Any, example_inputs: Any = None) -> Graph:
         model: A torch module or a Keras model. It is not changed. A Keras model with a custom call method is a barrier
             as a whole.
         example_inputs: One batch: a tensor, a tuple of positional arguments, or a mapping of named ones. The batch
-            should have at least two examples, and other sizes than the model's channels. A Keras model needs none,
-            unless it accepts only some of the sizes that its inputs leave open.
+            should have at least two examples, and sizes that differ from the numbers of channels of the model. A Keras
+            model needs none, unless it accepts only some of the sizes that its inputs leave open.
 
     Returns:
         The groups of units, whether or not they can be pruned; a group that cannot has a `reason`.

@@ -31,8 +31,7 @@ class GroupPattern(BasePattern):
     """Base class of patterns whose units are those of the `groups`, with slices in several layers.
 
     The scores of a unit's slices are added. A layer can be in several groups, such as one along its output channels and
-    one along its input channels. Layers that are in no group that can be pruned are invalid, for the reason of their
-    groups.
+    one along its input channels. Layers without a prunable group are invalid, with the reason of their groups.
     """
 
     unusable: list[tuple[Group, str]]

@@ -26,8 +26,8 @@ class Distillation:
     """Adds the distance to a teacher to the loss of a student.
 
     The result is ``(1 - weight) · loss + weight · KL + hidden_weight · MSE``, where KL compares the logits at a
-    temperature and MSE the outputs of `layers`. The teacher computes without gradients. It belongs to no module, so
-    checkpoints do not contain it; it follows the student to its device.
+    temperature and MSE the outputs of `layers`. The teacher computes without gradients. It is not part of a module, so
+    checkpoints do not contain it; it is moved to the device of the student.
 
     Args:
         teacher: The teacher. Call its ``eval()`` first, because its mode is not changed.

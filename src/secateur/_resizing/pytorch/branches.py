@@ -29,8 +29,8 @@ class BranchLayout:
         input: Name of the argument whose shape and type the output has.
         outputs: Length of the tuple that the module returns, of which the output is the first and all others are
             ``None``; ``None``: it returns the output itself.
-        axis: The axis along which the output has another size than the input, counted from the end, so negative;
-            ``None``: none.
+        axis: The axis along which the size of the output differs from that of the input, counted from the end, so
+            negative; ``None``: none.
         size: The size along that axis.
         bias: Name of the parameter in the module to which the output is equal along the last axis; ``None``: it is
             zero.

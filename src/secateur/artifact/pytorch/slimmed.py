@@ -66,7 +66,7 @@ def _remove(model: nn.Module, artifact: Artifact, assign: Assign) -> None:
 
 
 def find_resized(model: nn.Module, artifact: Artifact) -> frozenset[int]:
-    """Return the ids of the tensors that may have another shape than in the artifact: those of slimmed modules."""
+    """Return the ids of the tensors whose shape may differ from the artifact: those of slimmed modules."""
     sizes = artifact.manifest.sizes or {}
     modules = [module for name, module in model.named_modules() if name in sizes]
     registries = [(*module._parameters.values(), *module._buffers.values()) for module in modules]

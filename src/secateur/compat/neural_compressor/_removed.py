@@ -90,7 +90,7 @@ class _Removed:
 
 
 def build_getattr(module: str) -> Callable[[str], Any]:
-    """Build the ``__getattr__`` of a module of this package: names in `REMOVED` raise when they are used.
+    """Build the ``__getattr__`` of a module of this package: names in `REMOVED` raise an error when they are used.
 
     Args:
         module: The module's ``__name__``.

@@ -30,7 +30,7 @@ ACTIVATION_LAYERS = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU
 def register_layer_rule(*kinds: str, weights: Sequence[str] = ()) -> Callable[[Rule], Rule]:
     """Create a decorator that registers a rule for Keras's own layers.
 
-    A layer with other weights than the rule describes, such as those of LoRA or of quantization, is a barrier.
+    A layer with weights that the rule does not describe, such as those of LoRA or of quantization, is a barrier.
 
     Args:
         kinds: Names of classes, such as ``"Dense"``.

@@ -59,7 +59,7 @@ class Materializer:
 
     @contextmanager
     def materialize_buffers(self) -> Iterator[None]:
-        """Materialize the buffers on the meta device that are in no file, within this context.
+        """Materialize the buffers on the meta device that no file contains, within this context.
 
         Transformers models compute them in the same way as after loading.
 

@@ -58,7 +58,7 @@ class Baseline(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaselineTimer:
-    """Times dense models that compute the same as a given one.
+    """Times dense models that are equivalent to a given one.
 
     Attributes:
         model: The dense model. It is left unchanged.

@@ -43,7 +43,7 @@ def follow_stack(tracer: Tracer, call: Call) -> None:
 
 @register_rule("keras.ops.split", "keras.ops.array_split")
 def follow_split(tracer: Tracer, call: Call) -> None:
-    """Cut labels into pieces. Pieces that are given by their number must remain equal."""
+    """Cut labels into pieces. If only their number is given, pieces must remain equal."""
     axis = call["operation"].axis % len(call["x"].shape)
     is_number = isinstance(call["operation"].indices_or_sections, int)
     start = 0
