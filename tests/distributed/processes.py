@@ -19,12 +19,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from coverage_of_processes import list_variables, measure_coverage
+
 LIMIT = 120.0
 """Seconds after which the processes are ended and the test fails."""
 
 PRELOADED = [
     "array_api_compat.numpy",
     "array_api_compat.torch",
+    "coverage",
     "pytest",
     "secateur.oneshot.pytorch",
     "secateur.training.pytorch",
@@ -47,13 +50,15 @@ def run_ranks(function: Callable[..., Any], ranks: int, *args: Any, limit: float
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    variables = list_variables()
     file = Path(function.__code__.co_filename)
     with tempfile.TemporaryDirectory() as folder:
         pipes, workers = [], []
         for rank in range(ranks):
             ours, theirs = context.Pipe()
             call = (file, function.__name__, pickle.dumps(args))  # without shared memory
-            worker = context.Process(target=work, args=(theirs, call, rank, ranks, Path(folder)), daemon=True)
+            place = (rank, ranks, Path(folder))
+            worker = context.Process(target=work, args=(theirs, call, place, variables), daemon=True)
             worker.start()
             theirs.close()
             pipes.append(ours)
@@ -87,8 +92,17 @@ def _receive(pipes: list[Connection], end: float) -> dict[int, tuple[str | None,
     return results
 
 
-def work(pipe: Connection, call: tuple[Path, str, bytes], rank: int, ranks: int, folder: Path) -> None:
+def work(
+    pipe: Connection, call: tuple[Path, str, bytes], place: tuple[int, int, Path], variables: dict[str, str]
+) -> None:
     """Call the function in this process, and send its result."""
+    with measure_coverage(variables):
+        answer = _answer(call, *place)
+    pipe.send_bytes(pickle.dumps(answer))
+
+
+def _answer(call: tuple[Path, str, bytes], rank: int, ranks: int, folder: Path) -> tuple[str | None, Any]:
+    """Return the problem of the function and its result."""
     import torch
     import torch.distributed as dist
 
@@ -100,9 +114,8 @@ def work(pipe: Connection, call: tuple[Path, str, bytes], rank: int, ranks: int,
         result = getattr(_load(file), name)(*pickle.loads(args))  # noqa: S301
         dist.destroy_process_group()
     except BaseException:  # noqa: BLE001 -- the test shows it
-        pipe.send_bytes(pickle.dumps((traceback.format_exc(), None)))
-    else:
-        pipe.send_bytes(pickle.dumps((None, result)))
+        return traceback.format_exc(), None
+    return None, result
 
 
 def _load(file: Path) -> ModuleType:

@@ -1,5 +1,6 @@
 """Test ``secateur prune`` under torchrun: a rank that dies, and the run that resumes after it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from cli.kit import run
+from coverage_of_processes import list_variables
 from secateur.artifact import Artifact
 
 NETWORK = """
@@ -42,9 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start(*command: str) -> subprocess.CompletedProcess[str]:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run(
-        [*torchrun, "-m", "secateur", *command], capture_output=True, text=True, timeout=300, check=False
-    )
+    command = (*torchrun, "-m", "secateur", *command)
+    variables = os.environ | list_variables()
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
 
 
 def read_bits(folder: str) -> dict[str, bytes]:
