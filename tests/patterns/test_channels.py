@@ -243,7 +243,7 @@ def test_solvers_of_units_prune_channels_to_the_target(solver: str) -> None:
 
 
 def test_example_inputs_are_needed() -> None:
-    match = r"The pattern 'channels' needs example inputs, .* Pass example_inputs=batch"
+    match = r"The pattern 'channels' needs example inputs .* Pass example_inputs=batch"
     for call in (secateur.plan, secateur.prune, secateur.prepare):
         with pytest.raises(ConfigError, match=match):
             call(residual(), CHANNELS)

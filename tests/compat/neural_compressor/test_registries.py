@@ -278,7 +278,7 @@ def test_one_update_waits_for_the_first_gradient() -> None:
     ("score", "message"),
     [
         (lambda _: None, "layer '0': there are no scores to rank by"),
-        (lambda weight: weight[:3], r"layer '0': scores must have the shape of the weight, \(32, 16\), or be one for "),
+        (lambda weight: weight[:3], r"layer '0': scores must have the shape of the weight, \(32, 16\), or one score "),
         (lambda weight: weight * float("nan"), "'0'.*nan"),
     ],
     ids=["missing", "shape", "nan"],
