@@ -30,6 +30,8 @@ FULL: dict[str, Any] = {
     "pruning_frequency": 7,
     "sparsity_decay_type": "linear",
     "progressive_steps": 2,
+    "regrow_fraction": 0.2,
+    "sparsity_distribution": "er",
     "keep_zeros": True,
     "granularity": 8,
     "allow_inexact": True,

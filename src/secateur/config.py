@@ -58,6 +58,12 @@ SELECTION_KEYS = frozenset({"op_names", "excluded_op_names", "pruning_op_types"}
 NOT_PER_LAYER = SELECTION_KEYS | {"format_version", "layers", "layer_types"}
 """Keys that select layers, and that rules for layers cannot set."""
 
+REGROWING_KINDS = frozenset({"rigl", "set"})
+"""Kinds of run that keep units again that they pruned."""
+
+REGROW_FRACTION = 0.3
+"""Share of the kept units that Evci et al. exchange at first, arXiv:1911.11134."""
+
 HINTS = {("kind", "'one_shot'"): "one_shot is a schedule: sparsity_decay_type='one_shot'."}
 """(key, invalid value) → hint to append to the error message."""
 
@@ -82,7 +88,10 @@ class PruningConfig(BaseModel):
         criterion_reduce_type: How the scores of a unit's weights are reduced to one score.
         score_dtype: Data type of scores that are accumulated over steps.
         kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` also prunes single weights of the
-            next units in between; ``"pattern_lock"`` prunes nothing and keeps the existing zeros.
+            next units in between; ``"pattern_lock"`` prunes nothing and keeps the existing zeros. ``"rigl"`` and
+            ``"set"`` prune to the target before the first step, and then exchange pruned and kept units until
+            `end_step`: those with the lowest scores are pruned, and as many others regrow, by the magnitude of their
+            gradients or at random.
         start_step: Step of the first mask update. It is at least 1 for criteria that need gradients, unless the
             schedule prunes nothing at `start_step`.
         end_step: Step at which the target is reached. ``None``: `start_step`; everything is pruned at once.
@@ -92,6 +101,11 @@ class PruningConfig(BaseModel):
             ``(initial, target, progress) -> sparsity``. Only names can be saved to a file.
         progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are fewer
             steps than that, several updates happen in one step.
+        regrow_fraction: Only for kinds that regrow: share of the kept units of a layer that is exchanged, in (0, 1].
+            It falls to zero along a cosine from step 0 to `end_step`.
+        sparsity_distribution: Only for kinds that regrow, in global scope: how the target is divided over layers.
+            ``"er"`` makes the density of a layer proportional to (inputs + outputs) / (inputs · outputs), and ``"erk"``
+            includes the sizes of convolution kernels. ``None``: ``"erk"``. In local scope, each layer has the target.
         keep_zeros: Whether units that are all zero at the start count as pruned and stay zero.
         granularity: Only for patterns with units in several layers, such as ``"channels"``: the number of units that
             each group keeps is a multiple of this, such as 8, 16 or 32 for fast kernels, or the group keeps all its
@@ -131,12 +145,14 @@ class PruningConfig(BaseModel):
     criterion: Annotated[str, _make_name_validator("criterion")] = "magnitude"
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"
-    kind: Literal["iterative", "progressive", "pattern_lock"] = "iterative"
+    kind: Literal["iterative", "progressive", "pattern_lock", "rigl", "set"] = "iterative"
     start_step: Step = 1
     end_step: Step | None = None
     pruning_frequency: Annotated[int, Field(ge=1)] = 10
     sparsity_decay_type: Annotated[str | Schedule, _make_name_validator("schedule")] = "cubic"
     progressive_steps: Annotated[int, Field(ge=1)] = 4
+    regrow_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = REGROW_FRACTION
+    sparsity_distribution: Literal["er", "erk"] | None = None
     keep_zeros: bool = False
     granularity: Annotated[int, Field(ge=1)] = 1
     allow_inexact: bool = False
@@ -263,6 +279,11 @@ class PruningConfig(BaseModel):
             return self.start_step
         return self.end_step
 
+    @property
+    def has_regrowth(self) -> bool:
+        """Whether the kind of run keeps units again that it pruned."""
+        return self.kind in REGROWING_KINDS
+
     def for_layer(self, name: str, types: tuple[str, ...]) -> PruningConfig | None:
         """Return the configuration of one layer, from the rule for its name or else its type.
 
@@ -318,6 +339,8 @@ class PruningConfig(BaseModel):
             )
         if self.kind == "pattern_lock" and self.reg_type is not None:
             raise ValueError("reg_type has no effect with kind='pattern_lock', which prunes nothing. Leave it out.")
+        if (problem := _find_regrowth_problem(self)) is not None:
+            raise ValueError(problem)
         for where, rule in self._rules():
             self._check_rule(where, rule)
         return self
@@ -363,6 +386,26 @@ def _is_path(data: Any) -> bool:
 
 def _rename_keys(rule: Mapping[str, Any]) -> dict[str, Any]:
     return {"criterion" if key == "pruning_type" else key: value for key, value in rule.items()}
+
+
+def _find_regrowth_problem(config: PruningConfig) -> str | None:
+    """Find a setting that contradicts a kind that regrows."""
+    if not config.has_regrowth:
+        return None
+    if config.end_step is None:
+        return (
+            f"end_step must be set with kind={config.kind!r}: the step at which masks stop changing, found None. Set "
+            f"it to about three quarters of the steps of the training."
+        )
+    for key, default in (("sparsity_decay_type", "cubic"), ("keep_zeros", False), ("reg_type", None)):
+        if (value := getattr(config, key)) != default:
+            return f"{key}={value!r} has no effect with kind={config.kind!r}. Set {key}={default!r}."
+    if config.pruning_scope == "local" and config.sparsity_distribution is not None:
+        return (
+            f"sparsity_distribution={config.sparsity_distribution!r} has no effect with pruning_scope='local', which "
+            f"prunes every layer to the target. Set sparsity_distribution=None or pruning_scope='global'."
+        )
+    return None
 
 
 @contextmanager

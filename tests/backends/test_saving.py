@@ -46,6 +46,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "lock": {"kind": "pattern_lock"},
     "magnitude, keep zeros": {"criterion": "magnitude", "keep_zeros": True},
     "lasso": {"reg_type": "group_lasso", "reg_coeff": 0.05},
+    "rigl and set": {
+        "kind": "rigl",
+        "criterion": "magnitude",
+        "layers": {"conv": {"pattern": "2:4", "target_sparsity": 0.5, "kind": "set"}},
+    },
     "rules": {"layers": {"conv": {"pattern": "2:4", "target_sparsity": 0.5, "kind": "progressive"}}},
 }
 

@@ -38,6 +38,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "lock": {**LONG, "kind": "pattern_lock"},
     "keep_zeros": {**LONG, "keep_zeros": True},
     "lasso": {**LONG, "reg_type": "group_lasso", "reg_coeff": 0.05},
+    "rigl": {**LONG, "kind": "rigl"},
+    "rigl_groups": {**LONG, "kind": "rigl", "pattern": "2:4", "start_step": 0},
+    "set": {**LONG, "kind": "set", "pattern": "1x1", "sparsity_distribution": "er"},
     "rules": {**LONG, "layers": {"2": {"pattern": "2:4", "kind": "progressive", "progressive_steps": 3}}},
 }
 
@@ -109,7 +112,7 @@ def test_resumed_by_preparing_the_loaded_model() -> None:
         assert equal_states(parts(other.train(range(8, STEPS))), parts(trial.train(range(8, STEPS))))
 
 
-@pytest.mark.parametrize("run", ["iterative", "before_training", "bounds", "keep_zeros", "lock", "progressive"])
+@pytest.mark.parametrize("run", ["iterative", "before_training", "bounds", "keep_zeros", "lock", "progressive", "rigl"])
 def test_run_that_is_announced_as_resumed_leaves_the_loaded_weights_alone(
     run: str, caplog: pytest.LogCaptureFixture
 ) -> None:

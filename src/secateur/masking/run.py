@@ -10,9 +10,9 @@ from typing import Any, Generic, TypeVar
 from secateur._array import Array, count_true, has_nan
 from secateur.errors import ConfigError, ScoreError, StateError
 from secateur.masking.locked import describe_locked_zeros
+from secateur.masking.regrowth import GrowthScores, make_updater
 from secateur.masking.run_options import RunOptions
 from secateur.masking.scores import AccumulatedScores
-from secateur.masking.updater import MaskUpdater
 from secateur.masking.weight import PrunedWeight
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Tiling
@@ -39,6 +39,7 @@ class Run(Generic[Weight]):
 
     Attributes:
         is_new: See above.
+        growth: The scores by which pruned units are kept again; ``None``: they stay pruned.
 
     Raises:
         ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
@@ -58,9 +59,14 @@ class Run(Generic[Weight]):
         self.is_new = is_new
         self._steps_taken = options.steps_taken if options else 0
         self.weights = layer_weights = {name: weights[name] for name in pattern.views}
-        self.updater = MaskUpdater(pattern, is_new=is_new, options=options)
-        # Does not use `self`, because a reference cycle would keep the weights in memory after the run.
-        self.scores = AccumulatedScores(pattern, lambda layer: layer_weights[layer].canonical())
+
+        def read_weight(layer: str) -> Array:
+            # Does not use `self`, because a reference cycle would keep the weights in memory after the run.
+            return layer_weights[layer].canonical()
+
+        self.growth = GrowthScores(pattern, read_weight) if self.config.has_regrowth else None
+        self.updater = make_updater(pattern, self.growth, is_new=is_new, options=options)
+        self.scores = AccumulatedScores(pattern, read_weight)
         self.last_step = 0 if self.updater.is_locked else self.updater.schedule.last_change
         self._check_first_gradient()
 
@@ -213,6 +219,11 @@ class Run(Generic[Weight]):
         )
 
     def _check_first_gradient(self) -> None:
+        if self.scores.needs_gradient and self.config.has_regrowth:
+            raise ConfigError(
+                f"criterion must not need gradients with kind={self.config.kind!r}, found {self.config.criterion!r}: "
+                f"it prunes before the first gradient. Rank by 'magnitude'."
+            )
         if self.scores.needs_gradient and self.updater.ranks_at_start():
             raise ConfigError(
                 f"start_step must be at least 1 for the criterion {self.config.criterion!r}: it ranks by gradients, "

@@ -12,6 +12,7 @@ from functools import partial
 import array_api_compat
 
 from secateur._array import Array, concat_chunks, namespace
+from secateur.config import PruningConfig
 from secateur.criteria import BaseCriterion, get_criterion
 from secateur.errors import ScoreError
 from secateur.patterns import BasePattern
@@ -31,17 +32,20 @@ class AccumulatedScores:
     Args:
         pattern: The pattern with its layers.
         weight: Returns the current weight of a layer as an (O, K, I) array.
+        config: The configuration of the criterion; ``None``: that of the pattern.
 
     Attributes:
         totals: Name of units, or of a layer if scores are stored per weight → accumulated scores.
     """
 
-    def __init__(self, pattern: BasePattern, weight: Callable[[str], Array]) -> None:
+    def __init__(
+        self, pattern: BasePattern, weight: Callable[[str], Array], *, config: PruningConfig | None = None
+    ) -> None:
         self.pattern = pattern
         self.weight = weight
         self.totals: dict[str, Array] = {}
         self.criteria: dict[str, BaseCriterion] = {
-            layer: get_criterion(pattern.config, layer) for layer in pattern.views
+            layer: get_criterion(config or pattern.config, layer) for layer in pattern.views
         }
         sample = next(iter(self.criteria.values()))
         self.needs_gradient = sample.needs_gradient

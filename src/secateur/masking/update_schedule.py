@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -50,6 +51,8 @@ class UpdateSchedule:
     def is_update(self, step: int) -> bool:
         """Whether masks are updated after `step` steps. They always are after the last step."""
         start, end = self.config.start_step, self.end
+        if self.config.has_regrowth and step == 0:  # prunes to the target before the first step
+            return True
         return start <= step <= end and ((step - start) % self.config.pruning_frequency == 0 or step == end)
 
     @property
@@ -68,7 +71,7 @@ class UpdateSchedule:
         """Return the step of the last update up to `step`, or ``None`` if there was none."""
         start = self.config.start_step
         if step < start:
-            return None
+            return 0 if self.config.has_regrowth else None
         return self.end if step >= self.end else step - (step - start) % self.config.pruning_frequency
 
     @property
@@ -131,6 +134,8 @@ class UpdateSchedule:
         Raises:
             ConfigError: The schedule returned a value outside [0, 1].
         """
+        if self.config.has_regrowth:
+            return self.target
         requested = None if self.request is None else self.request(step, self.initial, self.target)
         if requested is None and step >= self.end:
             return self.target
@@ -144,3 +149,18 @@ class UpdateSchedule:
                 f"initial={self.initial}, target={self.target}, progress={progress}."
             )
         return min(requested, self.target)
+
+    def find_regrown_share(self, step: int) -> float:
+        """Return the share of the kept units of each layer that regrowth exchanges after `step` steps.
+
+        Source:
+            Evci et al., "Rigging the Lottery: Making All Tickets Winners", arXiv:1911.11134, section 3 (2).
+
+        Examples:
+            >>> config = PruningConfig(kind="rigl", end_step=100, regrow_fraction=0.4)
+            >>> line = UpdateSchedule(config, 0.0, 0.9)
+            >>> [round(line.find_regrown_share(step), 3) for step in (0, 25, 50, 100)]
+            [0.4, 0.341, 0.2, 0.0]
+        """
+        progress = min(1.0, step / max(1, self.end))
+        return self.config.regrow_fraction / 2 * (1 + math.cos(math.pi * progress))

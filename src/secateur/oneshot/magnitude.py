@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from secateur.config import ConfigLike, PruningConfig, make_config
+from secateur.config import REGROWING_KINDS, ConfigLike, PruningConfig, make_config
 from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
 from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, refuse_violations
@@ -32,9 +32,10 @@ def drop_schedule(
         has_gradients: Whether criteria may need gradients.
 
     Raises:
-        ConfigError: One of its criteria needs gradients, and there are none.
+        ConfigError: One of its criteria needs gradients, and there are none, or one of its kinds regrows.
     """
     config = make_config(config)
+    _refuse_regrowth(config)
     rules = {
         key: {name: None if rule is None else _drop_one_shot_keys(rule) for name, rule in getattr(config, key).items()}
         for key in ("layers", "layer_types")
@@ -57,6 +58,15 @@ def find_gradient_criterion(config: PruningConfig) -> str | None:
         if name is not None and CRITERIA.find(name).needs_gradient:
             return name
     return None
+
+
+def _refuse_regrowth(config: PruningConfig) -> None:
+    for rule in (dict(config), *config.layers.values(), *config.layer_types.values()):
+        if (kind := (rule or {}).get("kind")) in REGROWING_KINDS:
+            raise ConfigError(
+                f"kind={kind!r} exchanges weights while the model trains. Use it with secateur.prepare, or leave it "
+                f"out to prune once."
+            )
 
 
 def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights: int) -> PruningReport:

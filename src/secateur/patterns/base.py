@@ -404,7 +404,8 @@ class BasePattern(Specification):
         Raises:
             ConfigError: The target is impossible with it.
         """
-        if self.config.max_sparsity_ratio_per_op is None and self.is_global and self.unit_share == 1:
+        has_default = self.config.max_sparsity_ratio_per_op is None and not self.config.has_regrowth
+        if has_default and self.is_global and self.unit_share == 1:
             self.max_sparsity_ratio_per_op = max(DEFAULT_MAXIMUM, self.min_sparsity_ratio_per_op)
             self.budget = self._make_budget()
 

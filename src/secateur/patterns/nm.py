@@ -143,6 +143,19 @@ class NMPattern(BasePattern):
         prunes_all = cut.pruned == layer.count // self.group
         return self._keep_best_of_groups(layer, None if prunes_all else keep_above(self.rank_units(layer), cut))
 
+    def grow_units(self, growth: Scores, count: int) -> Array:  # noqa: ARG002
+        """Fill each group with the best of its units that are not retained, until it keeps N."""
+        growth.refuse_nan()
+        parts = []
+        for scores, alive in growth.read():
+            assert alive is not None
+            xp = namespace(scores)
+            keys = to_sort_keys(scores, None)
+            retained_first = xp.where(alive, keys, xp.iinfo(keys.dtype).max)
+            best = self.keep_best(self._split_positions(retained_first, growth.stride))
+            parts.append(xp.stack(best, axis=1).reshape((-1,)) & alive)
+        return concat_chunks(parts)
+
     def find_nonzero_units(self, nonzero: Mapping[str, Any]) -> dict[str, Array]:
         """Find the weights that count as kept. Zeros count as pruned only in groups with at most N nonzero weights.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 from secateur._array import Array
@@ -99,6 +100,36 @@ class Specification(ABC):
         """
         scores = unify_precision(scores)
         return {name: self.keep_units(layer, self._find_cut(layer, counts[name])) for name, layer in scores.items()}
+
+    def regrow_units(self, layer: Scores, growth: Scores, count: int) -> Array:
+        """Prune the `count` kept units with the lowest scores, and keep as many of all others that are then pruned.
+
+        Args:
+            layer: One score per unit, and which units are kept now.
+            growth: One score per unit; those with the highest are kept again. Ties go to the lower index.
+            count: Number of units, at most the number of kept ones.
+
+        Returns:
+            One boolean per unit, ``True`` = kept. Units that were just pruned can be kept again.
+
+        Raises:
+            ScoreError: A score is ``nan``.
+        """
+        pruned = layer.count_pruned() + count
+        retained = keep_above(layer, find_cuts({layer.name: layer}, {layer.name: pruned})[layer.name])
+        return retained | self.grow_units(replace(growth, alive=~retained), count)
+
+    def grow_units(self, growth: Scores, count: int) -> Array:
+        """Select `count` of the units that are not retained.
+
+        Args:
+            growth: One score per unit, and which units can be selected: all that are not retained.
+            count: Number of units.
+
+        Returns:
+            One boolean per unit, ``True`` = selected.
+        """
+        return keep_above(growth, find_cuts({growth.name: growth}, {growth.name: growth.count - count})[growth.name])
 
     def interpolate_masks(
         self,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from secateur.patterns import BasePattern
+from secateur.patterns.regrowth import distribute_sparsity
 from secateur.patterns.slices import OUTPUTS, CrossTiling, SliceTiling
 from secateur.patterns.tiling import Tiling
 
@@ -53,7 +54,7 @@ def describe_units(pattern: BasePattern) -> dict[str, LayerUnits]:
         >>> units.sizes, units.weights, units.sparsity_range
         (((8, 6),), 48, (0.5, 0.5))
     """
-    ranges = pattern.budget.find_ranges()
+    ranges = _find_ranges(pattern)
     share = {name: pattern.unit_share / units for name, units in pattern.budget.units.items()}
     described = {}
     for layer, parts in pattern.list_parts().items():
@@ -67,6 +68,13 @@ def describe_units(pattern: BasePattern) -> dict[str, LayerUnits]:
             sparsity_range=(float(low), float(high)),
         )
     return described
+
+
+def _find_ranges(pattern: BasePattern) -> dict[str, tuple[int, int]]:
+    """Return the smallest and the largest number of units that each layer can lose."""
+    if not pattern.config.has_regrowth:
+        return pattern.budget.find_ranges()
+    return {name: (count, count) for name, count in distribute_sparsity(pattern).items()}
 
 
 def _add_shares(tilings: Sequence[Tiling], shares: Sequence[Fraction]) -> Fraction:

@@ -238,6 +238,13 @@ def _explain_scope(plan: Plan) -> list[str]:
 
 
 def _describe_timing(config: PruningConfig) -> str:
+    if config.has_regrowth:
+        others = "random others" if config.kind == "set" else "those with the largest gradients"
+        return (
+            f"{config.pattern}: the target is reached before the first step. Every {config.pruning_frequency} steps "
+            f"from step {config.start_step} to {config.last_step}, units with the lowest {config.criterion} are "
+            f"exchanged for {others}: at first {config.regrow_fraction:.0%} of the kept ones, and fewer and fewer."
+        )
     schedule = config.sparsity_decay_type
     name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom")
     action = "pruned weight by weight" if config.kind == "progressive" else "pruned"

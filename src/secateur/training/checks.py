@@ -34,6 +34,7 @@ def warn_if_pruned_at_once(runs: Iterable[Run[Any]]) -> None:
 def warn_if_already_sparse(runs: Iterable[Run[Any]]) -> None:
     """Log a warning if many weights are already zero and training may change them."""
     free = [run for run in runs if run.is_new and not run.config.keep_zeros and not run.updater.is_locked]
+    free = [run for run in free if not run.config.has_regrowth]  # which prunes the smallest weights at once
     weights = [weight.stored for run in free for weight in run.weights.values()]
     total = sum(math.prod(weight.shape) for weight in weights)
     zeros = total - sum(count_true(weight) for weight in weights)

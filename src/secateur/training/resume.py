@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from secateur._array import Array, count_true
 from secateur._wording import format_list, format_value
+from secateur.config import REGROW_FRACTION
 from secateur.errors import ConfigError, StateError
+from secateur.masking.regrowth import RegrowthUpdater
 from secateur.masking.update_schedule import UpdateSchedule
 from secateur.masking.updater import MaskUpdater
 from secateur.schedules import SCHEDULES
@@ -25,7 +27,12 @@ ROUNDING = 1e-9
 """Tolerance for sparsities that were computed on different machines."""
 
 
-NEW_KEYS = {"granularity": 1, "allow_inexact": False}
+NEW_KEYS = {
+    "granularity": 1,
+    "allow_inexact": False,
+    "regrow_fraction": REGROW_FRACTION,
+    "sparsity_distribution": None,
+}
 """Keys of configurations that states of earlier versions lack → the values that these versions had."""
 
 NO_MAXIMUM = 1.0
@@ -144,10 +151,21 @@ def _problems_of_counts(
     expected = pattern.count_pruned_units(sparsity)
     if abs(sum(pruned.values()) - expected) > (pattern.budget.tolerance if pattern.is_global else 0):
         yield f"{expected} units must be pruned, found {sum(pruned.values())}"
+    if isinstance(updater, RegrowthUpdater):
+        yield from _problems_of_regrowth(updater, pruned, weights_per_unit)
     for name, count in pruned.items():
         expected_here = pattern.budget.count_locally(name, sparsity) * weights_per_unit[name]
         if not pattern.is_global and count != expected_here:
             yield f"{expected_here} units of {name!r} must be pruned, found {count}"
+
+
+def _problems_of_regrowth(
+    updater: RegrowthUpdater, pruned: Mapping[str, int], weights_per_unit: Mapping[str, Fraction]
+) -> Iterator[str]:
+    """Find layers that do not keep the number of units that they have kept from the first step on."""
+    for name, count in updater.counts.items():
+        if pruned[name] != (expected := count * weights_per_unit[name]):
+            yield f"{expected} units of {name!r} must be pruned, found {pruned[name]}"
 
 
 def refuse_other_state(saved: Mapping[str, Any], current: Sequence[Mapping[str, Any]]) -> None:

@@ -83,11 +83,18 @@ def test_other_divisions_prune_the_same_weights(ranks: int) -> None:
             check_equal(end, expected[name.rpartition(" ")[2]])
 
 
-def train_on_own_data() -> dict[str, Any]:
+OWN_DATA: dict[str, dict[str, Any]] = {
+    "iterative": {"pattern": "4x1", "criterion": "gradient"},
+    "rigl": {"pattern": "1x1", "criterion": "magnitude", "kind": "rigl"},
+    "set": {"pattern": "1x1", "criterion": "magnitude", "kind": "set"},
+}
+
+
+def train_on_own_data(config: dict[str, Any]) -> dict[str, Any]:
     """Train copies of a model with different data in each process."""
     model = nn.parallel.DistributedDataParallel(make_model())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    pruner = secateur.prepare(model, {**CONFIG, "pattern": "4x1", "criterion": "gradient"}, optimizer)
+    pruner = secateur.prepare(model, {**CONFIG, **config}, optimizer)
     for step in range(4):
         generator = torch.Generator().manual_seed(10 * step + dist.get_rank())
         optimizer.zero_grad()
@@ -164,11 +171,14 @@ def fail() -> dict[str, str]:
     attempt("nan", spoil)
     attempt("nan in a gradient", spoil_gradient)
     attempt("violation", violate)
+    attempt("regrowth", lambda: prepare({"pattern": "4x1", "kind": "rigl", "criterion": "magnitude"}))
     return messages
 
 
 def act_in_pairs() -> tuple[Any, Any]:
-    masks = train_on_own_data()
+    masks: dict[str, Any] = {}
+    for kind, config in OWN_DATA.items():
+        masks |= {f"{kind} {name}": mask for name, mask in train_on_own_data(config).items()}
     check_edges()
     return masks, fail()
 
@@ -182,6 +192,7 @@ def test_two_processes_agree_and_fail_together() -> None:
         "other model": "RankError: Ranks must have the same model, but rank 1",
         "nan in a gradient": "ScoreError: layer '0': scores must be numbers, found nan",
         "violation": "pruned weights are not zero",
+        "regrowth": "LayerError: layer '0': its weight is sharded, which kind='rigl' does not support",
     }.items():
         assert reason in first.get(name, "no error"), name
         assert reason in second.get(name, "no error"), name

@@ -12,8 +12,10 @@ from keras import ops
 from secateur._array import Array
 from secateur.errors import ScoreError
 from secateur.frameworks.keras import get_tensor, wrap_for_assign
+from secateur.masking.regrowth import make_updater
 from secateur.masking.run import Run
-from secateur.masking.updater import REACHED, MaskUpdater
+from secateur.masking.scores import AccumulatedScores
+from secateur.masking.updater import REACHED
 from secateur.patterns import BasePattern
 from secateur.training.group_lasso import compute_shrinkage
 from secateur.training.keras.graph_array import as_array, as_tensor
@@ -65,6 +67,7 @@ class KerasRun(Run[TrainedKernel]):
         self._keep: dict[str, keras.Variable] = {}
         self._scheduled: dict[str, keras.Variable] = {}
         self._totals: dict[str, keras.Variable] = {}
+        self._growth: dict[str, keras.Variable] = {}
 
     def add_variables(self, add: AddVariable) -> None:
         """Create the variables."""
@@ -92,6 +95,11 @@ class KerasRun(Run[TrainedKernel]):
                 key: add(shape, dtype=self.config.score_dtype, name=f"{key}_scores")
                 for key, shape in self.scores.shapes.items()
             }
+        if self.growth is not None and self.growth.gradients is not None:
+            self._growth = {
+                key: add(shape, dtype=self.config.score_dtype, name=f"{key}_growth")
+                for key, shape in self.growth.gradients.shapes.items()
+            }
 
     def restart(self) -> None:
         """Start from the current kernels.
@@ -100,13 +108,13 @@ class KerasRun(Run[TrainedKernel]):
             ConfigError: They are sparser than the target.
             ScoreError: A score is ``nan``.
         """
-        self.updater = MaskUpdater(self.pattern)
+        self.updater = make_updater(self.pattern, self.growth)
         self.scores.totals = {}
         for kernel in self.weights.values():
             kernel.mask = np.ones(tuple(kernel.variable.shape), dtype=bool)
         for variable in (*self._keep.values(), *self._scheduled.values()):
             variable.assign(np.ones(tuple(variable.shape), dtype=bool))
-        for total in self._totals.values():
+        for total in (*self._totals.values(), *self._growth.values()):
             total.assign(np.zeros(tuple(total.shape)))
         self.start()
         self.write()
@@ -124,17 +132,31 @@ class KerasRun(Run[TrainedKernel]):
         Raises:
             ScoreError: The criterion ranks by gradients, but a layer has none.
         """
-        if not self._totals:
-            return
-        if self.scores.needs_gradient and (missing := [name for name in self.weights if gradients.get(name) is None]):
+        missing = next((name for name in self.weights if gradients.get(name) is None), None)
+        if self._totals and self.scores.needs_gradient and missing is not None:
             raise ScoreError(
-                f"layer {missing[0]!r}: {self.config.criterion!r} ranks by gradients, and none reaches this layer. "
+                f"layer {missing!r}: {self.config.criterion!r} ranks by gradients, and none reaches this layer. "
                 f"Exclude it, or rank by 'magnitude'."
             )
-        variables = list(self._totals.values())
+        if self._growth and missing is not None:
+            raise ScoreError(
+                f"layer {missing!r}: kind='rigl' regrows by gradients, and none reaches this layer. Exclude it, or use "
+                f"kind='set'."
+            )
+        self._accumulate(self.scores, self._totals, gradients, ops.logical_and(self._should_accumulate(step), made))
+        if self.growth is not None and self.growth.gradients is not None:
+            due = ops.logical_and(self._is_due(step), made)
+            self._accumulate(self.growth.gradients, self._growth, gradients, due)
+
+    def _accumulate(
+        self, scores: AccumulatedScores, totals: Mapping[str, keras.Variable], gradients: Mapping[str, Any], due: Any
+    ) -> None:
+        variables = list(totals.values())
+        if not variables:
+            return
         fresh = cond(
-            ops.logical_and(self._should_accumulate(step), made),
-            lambda: self._compute_totals(gradients),
+            due,
+            lambda: self._compute_totals(scores, totals, gradients),
             lambda: [get_tensor(total) for total in variables],
         )
         for variable, value in zip(variables, fresh, strict=True):
@@ -156,22 +178,28 @@ class KerasRun(Run[TrainedKernel]):
             for layer, kernel in kernels.items():
                 kernel.shrink(as_array(ops.where(active, as_tensor(factors[layer]), 1.0)))
 
-    def _compute_totals(self, gradients: Mapping[str, Any]) -> list[Any]:
+    def _compute_totals(
+        self, scores: AccumulatedScores, totals: Mapping[str, keras.Variable], gradients: Mapping[str, Any]
+    ) -> list[Any]:
         found: dict[str, Any] = {}
         for name, units in self.pattern.units.items():
             by_weight = {
-                layer: self.weights[layer].trace_scores(self.scores.criteria[layer], gradients.get(layer))
+                layer: self.weights[layer].trace_scores(scores.criteria[layer], gradients.get(layer))
                 for layer in units.parts
             }
-            scores = self.scores.score_step(name, by_weight)
-            found |= {key: self.scores.accumulate(as_array(self._totals[key]), score) for key, score in scores.items()}
-        return [as_tensor(found[key]) for key in self._totals]
+            of_units = scores.score_step(name, by_weight)
+            found |= {key: scores.accumulate(as_array(totals[key]), score) for key, score in of_units.items()}
+        return [as_tensor(found[key]) for key in totals]
 
     def _should_accumulate(self, step: Any) -> Any:
-        """Whether the scores of step number `step` will be read; see `UpdateSchedule.is_update`."""
-        start, end = self.config.start_step, self.last_step
+        """Whether the scores of step number `step` will be read."""
         if self.scores.decay > 0 or self.scores.sees_every_step:
-            return step <= end
+            return step <= self.last_step
+        return self._is_due(step)
+
+    def _is_due(self, step: Any) -> Any:
+        """Whether masks are updated after step number `step`; see `UpdateSchedule.is_update`."""
+        start, end = self.config.start_step, self.last_step
         on_time = ops.logical_or(ops.equal((step - start) % self.config.pruning_frequency, 0), ops.equal(step, end))
         return ops.logical_and(ops.logical_and(step >= start, step <= end), on_time)
 
@@ -202,6 +230,8 @@ class KerasRun(Run[TrainedKernel]):
         if last is not None:
             self.updater.requested = self.updater.schedule.sparsity(last)
         self.scores.totals = self._arrays(self._totals)
+        if self.growth is not None and self.growth.gradients is not None:
+            self.growth.gradients.totals = self._arrays(self._growth)
 
     def find_problem(self, values: Values, updated: int) -> str | None:
         """Find a contradiction in a saved state, or return ``None`` if there is none.
@@ -213,7 +243,7 @@ class KerasRun(Run[TrainedKernel]):
         initial = float(np.ascontiguousarray(values[id(self._initial)]).view(np.float64)[0])
         if not 0 <= initial <= 1:
             return f"the initial sparsity must lie in [0, 1], found {initial}"
-        for name, total in self._totals.items():
+        for name, total in (*self._totals.items(), *self._growth.items()):
             if np.isnan(values[id(total)].astype(np.float32)).any():
                 return f"scores of {name!r} must be numbers, found nan"
         flags = zip(self.pattern.units, values[id(self._frozen)], strict=True)
@@ -245,6 +275,16 @@ class KerasRun(Run[TrainedKernel]):
         """See `Run.masks_after`; scores are computed once, though they are read several times."""
         with self.scores.cache():
             return super().masks_after(step)
+
+    def set_masks(self, masks: Mapping[str, Array]) -> None:
+        """See `Run.set_masks`. Weights that are pruned, or kept again, lose their state in the optimizer."""
+        if self.config.has_regrowth:
+            # Before the masks are set, so that an interrupted call can be repeated.
+            for layer, mask in masks.items():
+                kernel = self.weights[layer]
+                if kernel.slot is not None and kernel.mask is not None:
+                    kernel.slot.clear_state(kernel.mask == self.pattern.framework.from_array(mask, kernel.stored))
+        super().set_masks(masks)
 
     def write(self) -> None:
         """Write the state to the variables."""

@@ -122,6 +122,20 @@ class KernelSlot:
         """Return the moving average of the kernel in the optimizer, or ``None`` if there is none."""
         return self.optimizer._model_variables_moving_average[self._index] if self.optimizer.use_ema else None
 
+    def clear_state(self, unchanged: Array) -> None:
+        """Set what the optimizer knows of single weights of the kernel, such as momentum, to zero.
+
+        Args:
+            unchanged: Booleans in the shape of the kernel, ``False`` where the state is set to zero.
+        """
+        trained = self.optimizer._trainable_variables
+        flat = (trained, self.optimizer._variables)
+        # Each kind of state is a list with one variable for each trained variable.
+        kinds = [kind for kind in vars(self.optimizer).values() if isinstance(kind, list) and len(kind) == len(trained)]
+        for state in (kind[self._index] for kind in kinds if all(kind is not other for other in flat)):
+            if isinstance(state, keras.Variable) and tuple(state.shape) == tuple(self._kernel.shape):
+                apply_mask(state, make_contiguous(unchanged))
+
     @property
     def _index(self) -> int:
         index: int = self.optimizer._get_variable_index(self._kernel)

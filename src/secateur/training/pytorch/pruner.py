@@ -38,7 +38,7 @@ from secateur.training.pytorch.state import check_state
 from secateur.training.pytorch.watch import ChangeWatch, StepWatch
 from secateur.training.pytorch.weight import ManualOptimizer, apply_where_possible
 from secateur.training.pytorch.weight_set import WeightSet
-from secateur.training.pytorch.wrappers import initializes_state, mask_gradients
+from secateur.training.pytorch.wrappers import initializes_state, mask_gradients, refuse_gradient_masks
 from secateur.training.resume import FORMAT_VERSION
 
 __all__ = ["PytorchPruner"]
@@ -115,7 +115,9 @@ class PytorchPruner:
         Raises:
             LayerError: Two of their weights are different parameters that share memory. In this case nothing is
                 changed.
+            ConfigError: A kind of run does not support the wrappers.
         """
+        refuse_gradient_masks(wrappers, {run.config.kind for pruner in pruners for run in pruner._runs})
         link_siblings([pruner._weights for pruner in pruners])
         for pruner in pruners:
             pruner._start()
@@ -209,8 +211,8 @@ class PytorchPruner:
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether a criterion of this run ranks by gradients."""
-        return any(run.scores.needs_gradient and not run.updater.is_locked for run in self._runs)
+        """Whether this run ranks by gradients."""
+        return any(run.needs_gradient for run in self._runs)
 
     def before_step(self) -> None:
         """Announce a step of a run without an optimizer, when the gradients are ready.

@@ -14,6 +14,7 @@ from secateur._wording import format_list, format_value
 from secateur.errors import ConfigError, LayerError
 from secateur.masking.run import Run, adopt_maxima
 from secateur.masking.run_options import RunOptions
+from secateur.masking.scores import AccumulatedScores
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Units
 from secateur.training.group_lasso import compute_shrinkage
@@ -55,15 +56,27 @@ class PytorchRun(Run[TrainedParameter]):
         """Accumulate scores from the weights and gradients before step number `step` of `optimizer`."""
         if self.observer is not None and optimizer is self._get_first_optimizer():
             self.observer.before_step(step)
+        if self.growth is not None and self.growth.gradients is not None and self.updater.reads_scores(step):
+            self._add_scores(self.growth.gradients, optimizer)
         every_step = (self.scores.decay > 0 or self.scores.sees_every_step) and step <= self.last_step
         if not every_step and not (self.scores.needs_gradient and self.updater.reads_scores(step)):
             return
-        for name, units in self.pattern.units.items():
-            parts = [(layer, self.weights[layer]) for layer in units.parts]
-            if parts[0][1].slot.optimizer is optimizer:
-                gradients = {layer: weight.read_gradient() for layer, weight in parts}
-                if not self.scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
-                    self.scores.add(name, gradients)
+        self._add_scores(self.scores, optimizer)
+
+    def set_masks(self, masks: Mapping[str, Array]) -> None:
+        """See `Run.set_masks`. Weights that are pruned, or kept again, lose their state in the optimizers."""
+        if self.config.has_regrowth:
+            # Before the masks are set, so that an interrupted call can be repeated.
+            for layer, mask in masks.items():
+                weight = self.weights[layer]
+                weight.clear_optimizer_state(self.pattern.framework.from_array(mask, weight.stored))
+        super().set_masks(masks)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether units are ranked by gradients."""
+        grows_by_gradient = self.growth is not None and self.growth.gradients is not None
+        return grows_by_gradient or (self.scores.needs_gradient and not self.updater.is_locked)
 
     def check_rates(self, step: int, optimizer: Any) -> None:
         """Raise `ConfigError` if step number `step` of `optimizer` must shrink units but has no learning rate."""
@@ -163,6 +176,15 @@ class PytorchRun(Run[TrainedParameter]):
             for name, kept in value.items()
         }
         return {name: self.pattern.framework.to_array(kept) for name, kept in tensors.items()}
+
+    def _add_scores(self, scores: AccumulatedScores, optimizer: Any) -> None:
+        """Add the scores of the layers that `optimizer` trains and that have the gradients they need."""
+        for name, units in self.pattern.units.items():
+            parts = [(layer, self.weights[layer]) for layer in units.parts]
+            if parts[0][1].slot.optimizer is optimizer:
+                gradients = {layer: weight.read_gradient() for layer, weight in parts}
+                if not scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
+                    scores.add(name, gradients)
 
     def _get_any_stored(self, name: str) -> Array:
         return self.weights[next(iter(self.pattern.units[name].parts))].stored

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from secateur._array import Array, to_numpy
-from secateur.errors import StateError
+from secateur.errors import LayerError, StateError
 from secateur.masking.run_options import RunOptions
 from secateur.patterns import BasePattern
 from secateur.training.pytorch.run import PytorchRun
@@ -138,9 +138,18 @@ class ShardedRun(PytorchRun):
 
 
 def make_run(pattern: BasePattern, weights: Mapping[str, TrainedParameter], options: RunOptions | None) -> PytorchRun:
-    """Make the run of a pattern, according to whether its weights are sharded."""
-    is_sharded = any(isinstance(weights[name], ShardedParameter) for name in pattern.views)
-    kind = ShardedRun if is_sharded else PytorchRun
+    """Make the run of a pattern, according to whether its weights are sharded.
+
+    Raises:
+        LayerError: A weight is sharded, and the kind of the run regrows.
+    """
+    sharded = [name for name in pattern.views if isinstance(weights[name], ShardedParameter)]
+    if sharded and pattern.config.has_regrowth:
+        raise LayerError(
+            f"layer {sharded[0]!r}: its weight is sharded, which kind={pattern.config.kind!r} does not support. Train "
+            f"with DistributedDataParallel, or use kind='iterative'."
+        )
+    kind = ShardedRun if sharded else PytorchRun
     return kind(divide_pattern(pattern, weights, options), weights, options)
 
 

@@ -209,6 +209,18 @@ class TrainedParameter(ParameterWeight):
         if self.mask is not None and gradient is not None and gradient.layout == torch.strided:
             apply_mask(gradient, self.mask)
 
+    def clear_optimizer_state(self, mask: torch.Tensor) -> None:
+        """Set the state of each weight that a new mask prunes or keeps again, such as its momentum, to zero."""
+        if self.mask is None:
+            return
+        unchanged = self.mask.to(mask.device) == mask
+        for optimizer in self.slot.optimizers:
+            states = getattr(optimizer, "state", {})  # a loop that announces its steps has an optimizer of its own
+            for value in states[self.parameter].values() if self.parameter in states else ():
+                # Optimizers with 8-bit states store codes, of which zero is not the code of zero.
+                if isinstance(value, torch.Tensor) and value.shape == unchanged.shape and value.is_floating_point():
+                    apply_mask(value, unchanged)
+
     def _find_problem_of_values(self) -> str | None:
         shape, expected = tuple(self.parameter.shape), tuple(self.view.shape)
         if shape != expected:

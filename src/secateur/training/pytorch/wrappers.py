@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 from secateur.distributed.pytorch.rank_groups import RankGroups
 from secateur.distributed.pytorch.shards import get_local, is_sharded
-from secateur.errors import LayerError, UnsupportedModelError
+from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.training.pytorch.weight import TrainedParameter
 
-__all__ = ["changes_weights", "initializes_state", "mask_gradients", "unwrap_optimizer"]
+__all__ = ["changes_weights", "initializes_state", "mask_gradients", "refuse_gradient_masks", "unwrap_optimizer"]
 
 
 def unwrap_optimizer(optimizer: Any) -> list[Any]:
@@ -75,6 +75,16 @@ def mask_gradients(weights: Iterable[TrainedParameter], wrappers: Iterable[Any])
             f"between two backward passes is not supported. Pass a plain optimizer."
         )
     return [weight.parameter.register_post_accumulate_grad_hook(_make_hook(weight)) for weight in trained]
+
+
+def refuse_gradient_masks(wrappers: Iterable[Any], kinds: Iterable[str]) -> None:
+    """Raise `ConfigError` if gradients would be set to zero by which a kind of run regrows; see `mask_gradients`."""
+    for wrapper in filter(changes_weights, wrappers):
+        if "rigl" in kinds:
+            raise ConfigError(
+                f"kind='rigl' regrows by the gradients of pruned weights, which must be zero for an optimizer around "
+                f"another one, such as {type(wrapper).__name__}. Pass a plain optimizer, or use kind='set'."
+            )
 
 
 def _make_hook(weight: TrainedParameter) -> Callable[[torch.Tensor], None]:

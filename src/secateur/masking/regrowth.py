@@ -1,0 +1,133 @@
+"""Exchange pruned and kept units while a model trains: RigL by gradients, SET at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from secateur._array import Array, count_true
+from secateur.errors import ScoreError
+from secateur.masking.run_options import RunOptions
+from secateur.masking.scores import AccumulatedScores
+from secateur.masking.updater import MaskUpdater, Stream
+from secateur.patterns import BasePattern
+from secateur.patterns.regrowth import distribute_sparsity
+from secateur.patterns.selection import Scores, unify_precision
+
+__all__ = ["GrowthScores", "RegrowthUpdater", "make_updater"]
+
+
+class GrowthScores:
+    """The scores by which pruned units are kept again.
+
+    Args:
+        pattern: The pattern with its layers, of a kind that regrows.
+        weight: Returns the current weight of a layer as an (O, K, I) array.
+
+    Attributes:
+        gradients: The magnitudes of the gradients of the last update's step; ``None``: units regrow at random.
+    """
+
+    def __init__(self, pattern: BasePattern, weight: Callable[[str], Array]) -> None:
+        self._pattern, self._weight = pattern, weight
+        by_gradient = pattern.config.model_copy(update={"criterion": "gradient"})
+        self.gradients = (
+            AccumulatedScores(pattern, weight, config=by_gradient) if pattern.config.kind == "rigl" else None
+        )
+
+    def stream(self, name: str, step: int) -> Scores:
+        """Return the stream of scores to select units of `name` by, after `step` steps.
+
+        Raises:
+            ScoreError: Units regrow by gradients, and there were none.
+        """
+        if self.gradients is None:
+            # Not the draws of the criterion "random", nor those of another step.
+            seed = self._pattern.config.seed << 32 | step
+            config = self._pattern.config.model_copy(update={"criterion": "random", "seed": seed})
+            return AccumulatedScores(self._pattern, self._weight, config=config).stream(name, None)
+        keys = [name] if self.gradients.is_per_unit else self._pattern.units[name].parts
+        if any(key not in self.gradients.totals for key in keys):
+            raise ScoreError(
+                f"layer {name!r}: kind='rigl' regrows by gradients, and none reached this layer in step {step}. "
+                f"Exclude it, or use kind='set'."
+            )
+        return self.gradients.stream(name, None)
+
+    def clear(self) -> None:
+        """Forget the gradients, so that no later update regrows by them."""
+        if self.gradients is not None:
+            self.gradients.totals = {}
+
+
+class RegrowthUpdater(MaskUpdater):
+    """Prune to the target before the first step, and then exchange kept and pruned units of each layer.
+
+    At an update, a share of the kept units of each layer, those with the lowest scores of the criterion, is pruned. As
+    many units that are then pruned, just now or before, are kept: those with the highest growth scores. So the number
+    of kept units of each layer never changes.
+
+    Args:
+        pattern: See `MaskUpdater`.
+        growth: The scores by which units are kept again.
+        is_new: See `MaskUpdater`.
+        options: See `MaskUpdater`.
+
+    Attributes:
+        counts: Name of units → number of pruned units, or of groups for N:M.
+
+    Raises:
+        ConfigError: The pattern, its target or its criterion does not support a kind that regrows.
+
+    Source:
+        Evci et al., "Rigging the Lottery: Making All Tickets Winners", arXiv:1911.11134, algorithm 1; Mocanu et al.,
+        "Scalable training of artificial neural networks with adaptive sparse connectivity inspired by network science",
+        Nature Communications 9, 2018.
+    """
+
+    def __init__(
+        self, pattern: BasePattern, growth: GrowthScores, *, is_new: bool = True, options: RunOptions | None = None
+    ) -> None:
+        super().__init__(pattern, is_new=is_new, options=options)
+        self._growth = growth
+        self.counts = distribute_sparsity(pattern)
+
+    def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:  # noqa: ARG002
+        """See `MaskUpdater.advance`."""
+        if self.keep is None:
+            keep = self._select_first(stream)
+        else:
+            keep = {name: self._regrow(name, kept, step, stream) for name, kept in self.keep.items()}
+        self._growth.clear()
+        self.keep, self.requested = keep, self.schedule.sparsity(step)
+        return self.pattern.weight_masks(keep)
+
+    def _select_first(self, stream: Stream) -> dict[str, Array]:
+        counts = {name: 0 if self.pattern.is_frozen(name) else count for name, count in self.counts.items()}
+        return self.pattern.select_units({name: stream(name, None) for name in self.pattern.units}, counts)
+
+    def _regrow(self, name: str, kept: Array, step: int, stream: Stream) -> Array:
+        count = round(self.schedule.find_regrown_share(step) * count_true(kept))
+        if not count or self.pattern.is_frozen(name):
+            return kept
+        scores = unify_precision({"prune": stream(name, {name: kept}), "grow": self._growth.stream(name, step)})
+        return self.pattern.regrow_units(scores["prune"], scores["grow"], count)
+
+
+def make_updater(
+    pattern: BasePattern,
+    growth: GrowthScores | None,
+    *,
+    is_new: bool = True,
+    options: RunOptions | None = None,
+) -> MaskUpdater:
+    """Make the updater for the kind of a run.
+
+    Args:
+        pattern: See `MaskUpdater`.
+        growth: The growth scores; ``None`` for kinds that do not regrow.
+        is_new: See `MaskUpdater`.
+        options: See `MaskUpdater`.
+    """
+    if growth is None:
+        return MaskUpdater(pattern, is_new=is_new, options=options)
+    return RegrowthUpdater(pattern, growth, is_new=is_new, options=options)
