@@ -129,7 +129,7 @@ def test_a_broken_graph_is_refused() -> None:
 
 
 class Unsettled(layers.Dense):
-    """A layer that cannot be created again from its configuration."""
+    """A layer that cannot be recreated from its configuration."""
 
     def __init__(self, secret: Any, **options: Any) -> None:
         super().__init__(2, **options)
@@ -157,7 +157,7 @@ def test_bad_input_is_refused() -> None:
         secateur.slim(written, example_inputs=inputs)
     stubborn = keras.Sequential([*model.layers[:-1], Unsettled(1, name="stubborn")])
     stubborn.build((None, 6))
-    with pytest.raises(LayerError, match="'stubborn' cannot be created again from its configuration: TypeError"):
+    with pytest.raises(LayerError, match="'stubborn' cannot be recreated from its configuration: TypeError"):
         secateur.slim(stubborn, example_inputs=inputs)
 
 
