@@ -239,3 +239,33 @@ def test_the_graphs_of_earlier_batches_are_freed() -> None:
         assert sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects()) <= before
     finally:
         gc.enable()
+
+
+class Tokens(nn.Module):
+    """Two layers that read tokens row by row, or all of them as one matrix."""
+
+    def __init__(self, *, joins_rows: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.joins_rows = joins_rows
+
+    def forward(self, inputs: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        hidden = inputs.flatten(0, 1) if self.joins_rows else inputs
+        return self.down(self.up(hidden).tanh()).reshape(*inputs.shape[:2], 2) * attention_mask[..., None]
+
+
+def test_joined_rows_are_told_apart_and_padding_is_left_out() -> None:
+    given = {"inputs": torch.randn(3, 5, 4), "attention_mask": torch.ones(3, 5, dtype=torch.long)}
+    given["attention_mask"][0, 2:] = 0
+    found = []
+    for joins_rows in (False, True):
+        model = Tokens(joins_rows=joins_rows)
+        groups = build_groups(model, plan(model, drop_schedule("channels"), example_inputs=given))
+        found.append(measure(model, groups, [given], mean_loss))
+    apart, joined = found
+    (name,) = apart.units
+    assert joined.units[name].shape == (3, 6)
+    torch.testing.assert_close(joined.units[name], apart.units[name])
+    torch.testing.assert_close(joined.importance["down"], apart.importance["down"])
+    assert apart.importance["down"].any()
