@@ -8,12 +8,14 @@ with another number of processes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from secateur._array import Array, to_numpy
+from secateur.distributed.pytorch.shards import is_sharded
 from secateur.errors import LayerError, StateError
 from secateur.masking.run_options import RunOptions
 from secateur.patterns import BasePattern
@@ -56,6 +58,7 @@ class ShardedRun(PytorchRun):
             "has_masks": [name for name, weight in self.weights.items() if weight.mask is not None],
             "has_units": [key for key in UNIT_MASKS if progress[key] is not None],
             "has_scores": list(self.scores.totals),
+            "score_shapes": {key: self._get_whole_shape(key) for key in self._totals},
         }
         return {
             "plain": json.dumps(plain),
@@ -86,6 +89,10 @@ class ShardedRun(PytorchRun):
     @property
     def _totals(self) -> dict[str, tuple[int, ...]]:
         return self.scores.shapes if self.scores.is_accumulated and not self.updater.is_locked else {}
+
+    def _get_whole_shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape of the scores with a key in a run in one process."""
+        return (self.pattern.units[key].total,) if self.scores.is_per_unit else self.weights[key].view.canonical_shape
 
     def _get_step(self, key: str) -> int | None:
         """Return the number of rows of a weight for each row of the scores with a key."""
@@ -169,12 +176,25 @@ def _unpack_run(run: Any) -> Any:
     if not isinstance(run, Mapping) or not isinstance(run.get("plain"), str):
         return run
     plain = json.loads(run["plain"])
-    units = {key: run[key] if key in plain["has_units"] else None for key in UNIT_MASKS}
+    shapes = plain.get("score_shapes", {})
+    units = {
+        key: {name: _restore_shape(flags, (-1,)) for name, flags in run[key].items()}
+        if key in plain["has_units"]
+        else None
+        for key in UNIT_MASKS
+    }
     return {
         "config": plain["config"],
         "shapes": plain["shapes"],
         "masks": {name: run["masks"][name] for name in plain["has_masks"]},
         "progress": {**units, **plain["progress"]},
-        "scores": {name: run["scores"][name] for name in plain["has_scores"]},
+        "scores": {name: _restore_shape(run["scores"][name], shapes.get(name)) for name in plain["has_scores"]},
         "keep_mask_layers": plain["keep_mask_layers"],
     }
+
+
+def _restore_shape(saved: Any, shape: Sequence[int] | None) -> Any:
+    """Return a whole tensor of `ShardedParameter.save_rows` in the shape that it has in one process, if it fits."""
+    if shape is None or not isinstance(saved, torch.Tensor) or is_sharded(saved):
+        return saved
+    return saved.reshape(tuple(shape)) if shape == (-1,) or math.prod(shape) == saved.numel() else saved
