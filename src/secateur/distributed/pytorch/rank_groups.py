@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from secateur._wording import format_list
+from secateur.distributed.pytorch.meeting import meet
 from secateur.distributed.pytorch.ranks import Ranks
 from secateur.distributed.pytorch.shards import is_sharded
 from secateur.errors import RankError
@@ -39,8 +41,16 @@ class RankGroups:
 
         Args:
             model: The model, with its wrappers.
+
+        Raises:
+            RankError: Parameters are sharded, but there is no process group.
         """
         if not (dist.is_available() and dist.is_initialized()):
+            if sharded := [name for name, weight in model.named_parameters() if is_sharded(weight)]:
+                raise RankError(
+                    f"The model is sharded ({format_list(map(repr, sharded), limit=3)}), but there is no process "
+                    f"group. Call torch.distributed.init_process_group before, and destroy_process_group after the run."
+                )
             return cls([])
         groups: list[Any] = [
             module.process_group for module in model.modules() if isinstance(module, DistributedDataParallel)
@@ -72,6 +82,11 @@ class RankGroups:
             except RankError as error:
                 problem = error
         self._raise_on_all(problem, "The comparison of the ranks")
+
+    def meet(self, action: str, step: int) -> None:
+        """Compare what all processes are about to do; see `secateur.distributed.pytorch.meeting.meet`."""
+        for ranks in self._groups:
+            meet(ranks, action, step)
 
     @contextmanager
     def fail_together(self, action: str) -> Iterator[None]:

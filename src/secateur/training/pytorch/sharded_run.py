@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from secateur._array import Array, to_numpy
+from secateur.distributed.pytorch.meeting import meet
 from secateur.distributed.pytorch.shards import is_sharded
 from secateur.errors import LayerError, StateError
 from secateur.masking.run_options import RunOptions
@@ -39,14 +40,30 @@ class ShardedRun(PytorchRun):
         self, pattern: BasePattern, weights: Mapping[str, TrainedParameter], options: RunOptions | None = None
     ) -> None:
         super().__init__(pattern, weights, options)
-        for layer, weight in self.weights.items():
-            if isinstance(weight, ShardedParameter) and weight.parts is not None:
+        sharded = {name: weight for name, weight in self.weights.items() if isinstance(weight, ShardedParameter)}
+        for layer, weight in sharded.items():
+            if weight.parts is not None:
                 self.scores.criteria[layer].first_output = weight.parts.rows.start
+        self._ranks = dict.fromkeys(ranks for weight in sharded.values() for ranks in weight.layout.ranks)
+        reads_steps = self.scores.is_accumulated or self.config.reg_type is not None
+        self._sends_in_steps = reads_steps and not all(weight.is_scored_alone for weight in sharded.values())
+
+    def accumulate_scores(self, step: int, optimizer: Any) -> None:
+        """See `PytorchRun.accumulate_scores`."""
+        if self._sends_in_steps and step <= self.last_step:
+            self._meet("a step of the optimizer", step - 1)
+        super().accumulate_scores(step, optimizer)
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """See `Run.masks_after`. A ranking reads scores several times, and collects the rows that they need once."""
+        if self.updater.changes_masks(step):
+            self._meet("a mask update", step)
         with self.scores.cache():
             return super().masks_after(step)
+
+    def _meet(self, action: str, step: int) -> None:
+        for ranks in self._ranks:
+            meet(ranks, action, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, and plain values as text, for `load_state_dict`."""

@@ -85,6 +85,11 @@ class ShardedParameter(TrainedParameter):
             self.parts, self.part_view = parts, take_view(self.view, parts.rows)
 
     @property
+    def is_scored_alone(self) -> bool:
+        """Whether the scores of the part need nothing from other processes."""
+        return self.step is not None and self.parts is not None and self.parts.is_aligned
+
+    @property
     def stored(self) -> torch.Tensor:
         """The shard, detached from autograd."""
         return get_local(self.parameter)
