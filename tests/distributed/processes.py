@@ -108,7 +108,8 @@ def _answer(call: tuple[Path, str, bytes], rank: int, ranks: int, folder: Path) 
 
     file, name, args = call
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500", "OMP_NUM_THREADS": "1"}  # read, but not used
     try:
         dist.init_process_group("gloo", store=dist.FileStore(str(folder / "store"), ranks), rank=rank, world_size=ranks)
         result = getattr(_load(file), name)(*pickle.loads(args))  # noqa: S301

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,8 +78,19 @@ def test_second_pruner_is_refused() -> None:
     assert len(accelerator._custom_objects) == 1
 
 
-def test_sharding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [
+        (DistributedType.DEEPSPEED, "DeepSpeed cannot be used with pruning: it trains copies"),
+        (DistributedType.MEGATRON_LM, "Megatron-LM cannot be used with pruning: it trains copies"),
+        (DistributedType.FSDP, "FullyShardedDataParallelPlugin cannot be used with pruning in its first version"),
+    ],
+)
+def test_sharding_of_other_kinds_is_refused(
+    monkeypatch: pytest.MonkeyPatch, kind: DistributedType, problem: str
+) -> None:
     accelerator = Accelerator(cpu=True)
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(UnsupportedModelError, match="DeepSpeed cannot be used with pruning"):
+    monkeypatch.setattr(Accelerator, "distributed_type", kind)
+    monkeypatch.setattr(accelerator.state, "fsdp_plugin", SimpleNamespace(fsdp_version=1), raising=False)
+    with pytest.raises(UnsupportedModelError, match=problem):
         prepare(accelerator, mlp(), CONFIG, None)

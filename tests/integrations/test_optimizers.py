@@ -1,4 +1,4 @@
-"""Optimizers that cannot be followed, packages that are missing, and weights that are sharded."""
+"""Optimizers that cannot be followed, packages that are missing, and weights that are flattened."""
 
 from importlib import import_module, reload
 
@@ -9,7 +9,7 @@ from torch import nn
 from installed_packages import hide_packages
 from secateur.errors import MissingPackageError, UnsupportedModelError
 from secateur.integrations.pytorch.optimizers import refuse_optimizers
-from secateur.integrations.pytorch.sharding import refuse_sharded_weights
+from secateur.integrations.pytorch.sharding import refuse_flat_weights
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,15 @@ def test_optimizers_of_packages_are_refused_also_in_a_wrapper(package: str, reas
         refuse_optimizers([torch.optim.SGD([torch.ones(1)], lr=1.0), Wrapper(optimizer)])
 
 
-def test_sharded_weights_are_refused_by_name() -> None:
-    class DTensor(torch.Tensor):
-        pass
+def test_flat_weights_are_refused_by_name() -> None:
+    class FullyShardedDataParallel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = nn.Linear(2, 2)
 
-    model = nn.Sequential(nn.Linear(2, 2))
-    refuse_sharded_weights(model)
-    model[0].weight = nn.Parameter(torch.ones(2, 2).as_subclass(DTensor))
-    with pytest.raises(UnsupportedModelError, match=r"must not be sharded here.*'0.weight' is a DTensor"):
-        refuse_sharded_weights(model)
+    refuse_flat_weights(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(UnsupportedModelError, match=r"FullyShardedDataParallel cannot be used.*Use version 2"):
+        refuse_flat_weights(nn.Sequential(FullyShardedDataParallel()))
 
 
 @pytest.mark.parametrize(

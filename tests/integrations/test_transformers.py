@@ -214,13 +214,23 @@ def test_optimizers_that_cannot_be_followed_are_refused_at_once(tmp_path: Path, 
         make_trainer(tmp_path, PruningCallback(CONFIG), optim=name)
 
 
-def test_sharding_is_refused_at_once(tmp_path: Path) -> None:
-    callback = PruningCallback(CONFIG)
-    for name in ("deepspeed", "fsdp"):
-        arguments = TrainingArguments(str(tmp_path), report_to="none")
-        setattr(arguments, name, "full_shard")
-        with pytest.raises(UnsupportedModelError, match=rf"(?i)^{name} cannot be used"):
-            callback.on_init_end(arguments, None, None)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "value", "config", "problem"),
+    [
+        ("deepspeed", "zero.json", None, "deepspeed cannot be used with pruning: it trains copies"),
+        ("deepspeed_plugin", object(), None, "deepspeed cannot be used with pruning: it trains copies"),
+        ("fsdp_plugin_args", {"fsdp_version": 1}, None, "fsdp cannot be used with pruning in its first version"),
+        ("fsdp", True, {"xla": True}, "fsdp cannot be used with pruning on xla devices"),
+    ],
+)
+def test_sharding_of_other_kinds_is_refused_at_once(
+    tmp_path: Path, name: str, value: Any, config: dict[str, Any] | None, problem: str
+) -> None:
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    arguments.fsdp_config = config
+    setattr(arguments, name, value)
+    with pytest.raises(UnsupportedModelError, match=rf"(?i)^{problem}"):
+        PruningCallback(CONFIG).on_init_end(arguments, None, None)  # type: ignore[arg-type]
 
 
 def test_optimizer_without_the_weights_is_named(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ __all__ = [
     "find_owned_weights",
     "find_stacked_weights",
     "find_weight_layers",
+    "get_class_name",
     "get_layer",
     "get_matrices",
     "get_parameter",
@@ -325,7 +326,7 @@ def get_parameter(layer: nn.Module | OwnedWeight) -> nn.Parameter:
         LayerError: No parameter can be pruned; the message says why.
     """
     if not get_type_names(layer):
-        raise LayerError(f"{type(layer).__name__} is not a supported layer type")
+        raise LayerError(f"{get_class_name(layer)} is not a supported layer type")
     module, name = layer.module if isinstance(layer, OwnedWeight) else layer, get_weight_name(layer)
     weight = read_parameter(layer)
     if weight is None and isinstance(module, nn.MultiheadAttention):
@@ -406,15 +407,28 @@ def read_parameter(layer: nn.Module | OwnedWeight) -> nn.Parameter | None:
 def get_type_names(module: nn.Module | OwnedWeight) -> tuple[str, ...]:
     """Return the type names by which a configuration can select a layer, most specific first; empty if unsupported."""
     if isinstance(module, StackedWeight):
-        return type(module.module).__name__, "Linear"
+        return get_class_name(module.module), "Linear"
     if isinstance(module, OwnedWeight):
-        return (type(module.module).__name__,)
-    kind = type(module).__name__
+        return (get_class_name(module.module),)
+    kind = get_class_name(module)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         return kind, "Conv"
     if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or is_transformers_conv1d(module):
         return kind, "Linear"
     return ()
+
+
+def get_class_name(module: object) -> str:
+    """Return the name of a module's class: of the one from before ``fully_shard``, which derives a class from it.
+
+    Examples:
+        >>> class FSDPModule: ...
+        >>> class FSDPLinear(FSDPModule, nn.Linear): ...
+        >>> get_class_name(FSDPLinear(2, 2))
+        'Linear'
+    """
+    names = [kind.__name__ for kind in type(module).__mro__]
+    return names[2] if names[1:2] == ["FSDPModule"] else names[0]
 
 
 def get_weight_name(module: nn.Module | OwnedWeight) -> str:

@@ -15,7 +15,11 @@ from accelerate import Accelerator  # noqa: E402
 from accelerate.optimizer import AcceleratedOptimizer  # noqa: E402
 
 from secateur.integrations.pytorch.optimizers import refuse_optimizers  # noqa: E402
-from secateur.integrations.pytorch.sharding import refuse_sharded_weights  # noqa: E402
+from secateur.integrations.pytorch.sharding import (  # noqa: E402
+    CheckpointedPruner,
+    explain_fsdp1,
+    refuse_flat_weights,
+)
 from secateur.training import prepare as prepare_pruner  # noqa: E402
 
 if TYPE_CHECKING:
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare"]
 
-UNSUPPORTED = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM", "FSDP": "FSDP"}
-"""``accelerator.distributed_type`` → its name, where weights are sharded or copies of them are trained."""
+UNSUPPORTED = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
+"""``accelerator.distributed_type`` → its name, where copies of the weights are trained."""
 
 
 def prepare(
@@ -39,7 +43,8 @@ def prepare(
 
     Call it after ``accelerator.prepare``. Steps are those that the optimizer makes: batches whose gradients are
     accumulated and steps that are skipped because of an overflow do not count. ``accelerator.save_state`` saves the
-    pruner, and ``accelerator.load_state`` resumes its run.
+    pruner, and ``accelerator.load_state`` resumes its run. The model may be sharded by FSDP2; then all processes must
+    call `finalize`.
 
     Args:
         accelerator: The accelerator.
@@ -75,12 +80,7 @@ def prepare(
         >>> pruner.finalize().sparsity
         0.5
     """
-    kind = accelerator.distributed_type.value
-    if kind in UNSUPPORTED:
-        raise UnsupportedModelError(
-            f"{UNSUPPORTED[kind]} cannot be used with pruning here: it shards weights, or trains copies of them. Use "
-            f"DistributedDataParallel, or one device."
-        )
+    _refuse_kind(accelerator)
     optimizers = list(optimizer) if isinstance(optimizer, Iterable) else [optimizer]
     for part in optimizers:
         if not isinstance(part, AcceleratedOptimizer):
@@ -89,7 +89,18 @@ def prepare(
                 f"accelerator.prepare(model, optimizer) first, and pass what it returns."
             )
     refuse_optimizers(optimizers)
-    refuse_sharded_weights(model)
+    refuse_flat_weights(model)
     pruner: PytorchPruner = prepare_pruner(model, config, optimizers, example_inputs=example_inputs)
-    accelerator.register_for_checkpointing(pruner)
+    accelerator.register_for_checkpointing(CheckpointedPruner(pruner, keeps=accelerator.is_local_main_process))
     return pruner
+
+
+def _refuse_kind(accelerator: Accelerator) -> None:
+    kind = accelerator.distributed_type.value
+    if kind in UNSUPPORTED:
+        raise UnsupportedModelError(
+            f"{UNSUPPORTED[kind]} cannot be used with pruning: it trains copies of the weights that Secateur does not "
+            f"set to zero. Use FSDP2 (fsdp_version=2), DistributedDataParallel, or one device."
+        )
+    if kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) == 1:
+        raise UnsupportedModelError(explain_fsdp1("FullyShardedDataParallelPlugin"))

@@ -12,6 +12,7 @@ from weakref import WeakSet
 from secateur._packages import require_packages
 from secateur._wording import format_list
 from secateur.config import ConfigLike
+from secateur.distributed.pytorch.rank_groups import RankGroups
 from secateur.errors import LayerError, StateError, UnsupportedModelError
 
 require_packages("torch", "transformers", "accelerate", extra="trainer")
@@ -25,8 +26,10 @@ from secateur.integrations.pytorch.checkpoint_file import (  # noqa: E402
     find_other_weights,
     read_pruner,
     save_pruner,
+    snapshot_pruner,
 )
 from secateur.integrations.pytorch.optimizers import refuse_optimizer_name  # noqa: E402
+from secateur.integrations.pytorch.sharding import explain_fsdp1  # noqa: E402
 from secateur.integrations.pytorch.step_probe import StepProbe  # noqa: E402
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ class PruningCallback(CallbackMembers, TrainerCallback):
     which training resumes with the same bits. With ``load_best_model_at_end``, only checkpoints that reached the target
     compete, and the masks are those of the best one. Logs get a value `sparsity`.
 
+    The model may be sharded by FSDP2. Its masks are gathered in one process, which writes them to `pruner.pt`.
+
     Args:
         config: A `PruningConfig`, or a mapping with the same keys.
         example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts;
@@ -60,7 +65,7 @@ class PruningCallback(CallbackMembers, TrainerCallback):
     Raises:
         ConfigError: The configuration is invalid. ``train()`` raises it before the first step if `end_step` is more
             than its number of steps.
-        UnsupportedModelError: ``train()`` uses DeepSpeed, or an optimizer whose steps cannot be followed.
+        UnsupportedModelError: ``train()`` uses DeepSpeed, FSDP 1, or an optimizer whose steps cannot be followed.
         StateError: ``train()`` is called again after the run has ended, has two of these callbacks, or resumes from a
             checkpoint without a fitting `pruner.pt`.
 
@@ -95,6 +100,7 @@ class PruningCallback(CallbackMembers, TrainerCallback):
         self._run = CallbackRun(config, method="train()", example_inputs=example_inputs, finalizes=finalize)
         self._resumes_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         self._complete_at: int | None = None
+        self._gathered: tuple[int, dict[str, Any]] | None = None  # step of the trainer, and the content of the file
         self._probe: StepProbe | None = None
         self._get_state: Any = lambda: None  # a weak reference to the state of the trainer
 
@@ -114,6 +120,7 @@ class PruningCallback(CallbackMembers, TrainerCallback):
             self._run.begin(model, [optimizer], None if saved is None else saved.state)
         self._run.require_steps(state.max_steps, "train for more steps (num_train_epochs, max_steps)")
         self._complete_at = None if saved is None else saved.complete_at
+        self._gather_sparsity()
         self._get_state = weakref.ref(state)
         self._probe = StepProbe(optimizer)
         IN_TRAINING.add(self)
@@ -127,9 +134,22 @@ class PruningCallback(CallbackMembers, TrainerCallback):
             self._probe = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Note when the target is reached."""
+        """Note when the target is reached, and gather what is logged or saved after this step."""
         if self._complete_at is None and self._run.is_complete:
             self._complete_at = state.global_step
+        self.on_epoch_end(args, state, control, **kwargs)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gather what is logged or saved after this epoch, while all processes are here: only one writes and pushes."""
+        if self.pruner is None or not self._run.is_sharded:
+            return
+        is_saved = control.should_save or control.should_evaluate  # an evaluation can save the best model
+        if is_saved or control.should_log or control.should_training_stop:
+            self._gather_sparsity()
+        if is_saved and args.push_to_hub:
+            self._gathered = (state.global_step, self._snapshot(args))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Let only checkpoints compete for the best one that reached the target, if there are any."""
@@ -146,22 +166,27 @@ class PruningCallback(CallbackMembers, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Add the share of pruned weights to the logs."""
-        if self.pruner is not None:
+        if self.pruner is not None and (sparsity := self._run.known_sparsity) is not None:
             for values in (logs, state.log_history[-1] if state.log_history else None):
                 if values is not None:
-                    values["sparsity"] = self._run.sparsity
+                    values["sparsity"] = sparsity
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save the state of the pruner with the checkpoint."""
-        if self.pruner is not None and args.should_save:
-            save_pruner(_find_folder(args, state), self.pruner, self._complete_at)
+        if self.pruner is not None and (args.should_save or self._run.is_sharded):
+            self._write(args, state, self._snapshot(args))
+            self._gathered = None
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save the state of the pruner before a checkpoint is pushed, which is before `on_save`."""
-        if _find_folder(args, state).is_dir():
+        """Save the state of the pruner before a checkpoint is pushed, which is before `on_save` and in one process."""
+        if not _find_folder(args, state).is_dir():
+            return
+        if not self._run.is_sharded:
             self.on_save(args, state, control, **kwargs)
+        elif self._gathered is not None and self._gathered[0] == state.global_step:
+            self._write(args, state, self._gathered[1])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -177,6 +202,18 @@ class PruningCallback(CallbackMembers, TrainerCallback):
             self.pruner.load_state_dict(_read_fitting([Path(state.best_model_checkpoint)], self.pruner.model).state)
         if self._run.finalizes:
             self._run.finalize()
+
+    def _gather_sparsity(self) -> None:
+        """Count together, so that each process can log the sparsity of this step."""
+        _ = self._run.sparsity
+
+    def _snapshot(self, args: TrainingArguments) -> dict[str, Any]:
+        assert self.pruner is not None
+        return snapshot_pruner(self.pruner, self._complete_at, keeps=args.should_save)
+
+    def _write(self, args: TrainingArguments, state: TrainerState, content: dict[str, Any]) -> None:
+        if args.should_save:
+            save_pruner(_find_folder(args, state), content)
 
     def _find_saved(self, args: TrainingArguments, state: TrainerState, model: Any) -> SavedPruner:
         """Find the state of the pruner in the checkpoint from which training resumes."""
@@ -254,9 +291,12 @@ def _refuse_arguments(args: TrainingArguments) -> None:
             "DeepSpeed cannot be used with pruning: it trains copies of the weights that Secateur does not set to "
             "zero. Train without it, with DistributedDataParallel or FSDP2."
         )
-    if args.fsdp:
+    if (getattr(args, "fsdp_plugin_args", None) or {}).get("fsdp_version") == 1:
+        raise UnsupportedModelError(explain_fsdp1("fsdp"))
+    if args.fsdp and dict(args.fsdp_config or {}).get("xla"):
         raise UnsupportedModelError(
-            "fsdp cannot be used with this callback: weights must not be sharded. Train with DistributedDataParallel."
+            "fsdp cannot be used with pruning on XLA devices: torch_xla shards weights in a form of its own. Train "
+            "with DistributedDataParallel."
         )
     refuse_optimizer_name(_get_optimizer_name(args))
 
@@ -276,11 +316,16 @@ def _find_folder(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _read_fitting(folders: list[Path], model: Any) -> SavedPruner:
-    """Read the state in the first folder that was saved with the weights of the model."""
-    paths = [folder / FILE_NAME for folder in folders]
-    found = [path for path in paths if path.is_file()]
+    """Read the state in the first folder that was saved with the weights of the model.
+
+    If weights are sharded, all processes call this, and fail together.
+    """
+    groups = RankGroups.find(model)
+    paths = [folder / FILE_NAME for folder in dict.fromkeys(folders)]
+    found = [path for path in paths if not groups.merge({} if path.is_file() else {"missing": ""})]
     for path in found:
-        saved = read_pruner(path)
+        with groups.fail_together(f"Reading {path}"):
+            saved = read_pruner(path)
         if not (others := find_other_weights(model, saved)):
             return saved
     hint = "If it is in another folder, pass PruningCallback(..., resume_from_checkpoint=folder)."

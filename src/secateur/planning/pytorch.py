@@ -16,6 +16,7 @@ from secateur.frameworks.pytorch import (
     find_adapters,
     find_owned_weights,
     find_weight_layers,
+    get_class_name,
     get_matrices,
     get_parameter,
     get_parameter_name,
@@ -168,7 +169,7 @@ def _describe_layer(name: str, layer: nn.Module | OwnedWeight, *, is_output: boo
     return Candidate(
         name=name,
         module=layer,
-        types=get_type_names(layer) or (type(layer).__name__,),
+        types=get_type_names(layer) or (get_class_name(layer),),
         shape=() if weight is None else tuple(weight.shape),
         weight_id=id(module) if weight is None else id(weight),
         is_output=is_output,

@@ -12,7 +12,7 @@ from secateur.config import ConfigLike, make_config
 from secateur.errors import ConfigError, StateError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.integrations.pytorch.optimizers import refuse_optimizers
-from secateur.integrations.pytorch.sharding import refuse_sharded_weights
+from secateur.integrations.pytorch.sharding import has_shards, refuse_flat_weights
 from secateur.masking.run_options import RunOptions
 from secateur.results import PruningReport
 from secateur.training.pytorch import PytorchPruner, prepare_together
@@ -35,6 +35,8 @@ class CallbackRun:
         pruner: The pruner of the current or last call; ``None`` before the first.
         report: The report of the last finished run; ``None``: none has finished.
         last_step: Step of the pruner after which masks no longer change.
+        is_sharded: Whether weights are divided over processes, which then must all call `begin`, `finalize` and
+            `sparsity`.
     """
 
     def __init__(self, config: ConfigLike, *, method: str, example_inputs: Any = None, finalizes: bool = True) -> None:
@@ -43,6 +45,7 @@ class CallbackRun:
         self.pruner: PytorchPruner | None = None
         self.report: PruningReport | None = None
         self.last_step = 0
+        self.is_sharded = False
         self._method = method
         self._example_inputs = example_inputs
         self._sparsity = (-1, 0.0)
@@ -69,7 +72,7 @@ class CallbackRun:
         """
         optimizers = list(optimizers)
         refuse_optimizers(optimizers)
-        refuse_sharded_weights(model)
+        refuse_flat_weights(model)
         previous = self.pruner
         if state is None and previous is not None and previous.model is unwrap_model(model):
             if not previous.is_active and self.report is not None:
@@ -82,6 +85,7 @@ class CallbackRun:
             if continues or not self.finalizes:
                 state = previous.state_dict()
         self.close()
+        self.is_sharded = has_shards(model)
         self.pruner = self._prepare(model, optimizers, state)
         self.report = None
         self.last_step = self.pruner.report().last_step
@@ -128,6 +132,12 @@ class CallbackRun:
         if self._sparsity[0] != self.pruner.step:  # counting reads every mask
             self._sparsity = (self.pruner.step, self.pruner.sparsity)
         return self._sparsity[1]
+
+    @property
+    def known_sparsity(self) -> float | None:
+        """The sparsity, which one process may read alone; ``None``: the others would have to count too."""
+        is_known = self.pruner is None or not self.is_sharded or self._sparsity[0] == self.pruner.step
+        return self.sparsity if is_known else None
 
     def finalize(self) -> PruningReport:
         """Verify masks and weights, and end the run; see `Pruner.finalize`.

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from secateur._third_party import translate_errors
+from secateur.distributed.pytorch.shards import ShardLayout, get_local, is_sharded, reshard
 from secateur.errors import StateError
 from secateur.frameworks.pytorch import get_layer, is_plain_tensor, read_parameter
+from secateur.integrations.pytorch.sharding import gather_state
 from secateur.training.pytorch import PytorchPruner
 
-__all__ = ["FILE_NAME", "SavedPruner", "find_other_weights", "read_pruner", "save_pruner"]
+__all__ = ["FILE_NAME", "SavedPruner", "find_other_weights", "read_pruner", "save_pruner", "snapshot_pruner"]
 
 FILE_NAME = "pruner.pt"
 
@@ -39,15 +42,25 @@ class SavedPruner(NamedTuple):
     complete_at: int | None
 
 
-def save_pruner(folder: Path, pruner: PytorchPruner, complete_at: int | None) -> None:
-    """Write the state of a pruner into a folder; the file appears once it is complete."""
+def snapshot_pruner(pruner: PytorchPruner, complete_at: int | None, *, keeps: bool = True) -> dict[str, Any]:
+    """Return the content of the file. If weights are sharded, all processes must call this.
+
+    Args:
+        pruner: The pruner.
+        complete_at: See `SavedPruner`.
+        keeps: Whether this process writes the file.
+    """
     names = [name for pattern in pruner.plan.patterns for name in pattern.views]
-    content = {
+    return {
         "format": FORMAT,
-        "pruner": pruner.state_dict(),
+        "pruner": gather_state(pruner, keeps=keeps),
         "checksums": compute_checksums(pruner.model, names),
         "complete_at": complete_at,
     }
+
+
+def save_pruner(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write what `snapshot_pruner` returned into a folder; the file appears once it is complete."""
     part = folder / f"{FILE_NAME}.part"
     torch.save(content, part)
     os.replace(part, folder / FILE_NAME)
@@ -70,7 +83,7 @@ def find_other_weights(model: nn.Module, saved: SavedPruner) -> list[str]:
     """Find the layers whose weights differ from those that were saved with the state.
 
     Layers that the model does not have are left out: loading the state reports them. So are weights of another type,
-    which training may resume with.
+    which training may resume with. If weights are sharded, all processes must call this.
     """
     found = compute_checksums(model, saved.checksums)
     pairs = {name: (value, saved.checksums[name]) for name, value in found.items()}
@@ -78,9 +91,10 @@ def find_other_weights(model: nn.Module, saved: SavedPruner) -> list[str]:
 
 
 def compute_checksums(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Compute the type and a checksum of each weight that the model has and that is not sharded.
+    """Compute the type and a checksum of each weight that the model has.
 
-    The checksum is the sum of the elements, read as integers.
+    The checksum is the sum of the elements, read as integers. The sum of a sharded weight is that of its shards, for
+    which all processes must call this.
 
     Examples:
         >>> model = nn.ModuleDict({"a": nn.Linear(2, 2)})
@@ -88,15 +102,20 @@ def compute_checksums(model: nn.Module, names: Iterable[str]) -> dict[str, tuple
         >>> compute_checksums(model, ["a", "b"])
         {'a': ('float32', 0)}
     """
+    if dist.is_available():
+        reshard(model)  # an evaluation leaves whole weights in the model
     weights = {name: _find_weight(model, name) for name in names}
     return {
-        name: (
-            str(weight.dtype).rpartition(".")[2],
-            int(weight.contiguous().view(BITS[weight.element_size()]).sum(dtype=torch.int64)),
-        )
+        name: (str(weight.dtype).rpartition(".")[2], _add_bits(weight))
         for name, weight in weights.items()
-        if weight is not None and is_plain_tensor(weight)
+        if weight is not None and (is_plain_tensor(weight) or is_sharded(weight))
     }
+
+
+def _add_bits(weight: torch.Tensor) -> int:
+    local = get_local(weight).contiguous()
+    total = int(local.view(BITS[local.element_size()]).sum(dtype=torch.int64))
+    return ShardLayout(weight).add(total) if is_sharded(weight) else total
 
 
 def _find_weight(model: nn.Module, name: str) -> torch.Tensor | None:

@@ -369,16 +369,19 @@ class PytorchPruner:
     def _before_step(self, optimizer: AnyOptimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._step_watch.stop()
         self._recover()
+        index = self._optimizers.index(optimizer)
+        # Before a checkpoint is loaded into the optimizer, the model may have its weights already.
+        self._skips[index] = initializes_state(optimizer, self._groups)
+        if self._skips[index]:
+            return None
         self._weights.refuse_changed(self._free_layers, optimizer)
         self._change_watch.check(self._weights.find_trained(optimizer))
         for run in self._runs:
             run.check_rates(self.step + 1, optimizer)
         snapshots = self._take_snapshots()
-        index = self._optimizers.index(optimizer)
         # Fused optimizers receive the loss scale and skip steps themselves; GradScaler skips the steps of others.
         overflow = getattr(optimizer, "found_inf", None)
-        has_overflow = overflow is not None and bool(get_local(overflow).item())
-        self._skips[index] = has_overflow or initializes_state(optimizer, self._groups)
+        self._skips[index] = overflow is not None and bool(get_local(overflow).item())
         if self._skips[index]:
             return None
         changed = None
