@@ -31,6 +31,7 @@ FULL: dict[str, Any] = {
     "sparsity_decay_type": "linear",
     "progressive_steps": 2,
     "regrow_fraction": 0.2,
+    "sr_ste_decay": 0.001,
     "sparsity_distribution": "er",
     "keep_zeros": True,
     "granularity": 8,

@@ -58,11 +58,14 @@ SELECTION_KEYS = frozenset({"op_names", "excluded_op_names", "pruning_op_types"}
 NOT_PER_LAYER = SELECTION_KEYS | {"format_version", "layers", "layer_types"}
 """Keys that select layers, and that rules for layers cannot set."""
 
-REGROWING_KINDS = frozenset({"rigl", "set"})
+REGROWING_KINDS = frozenset({"rigl", "set", "sr_ste"})
 """Kinds of run that keep units again that they pruned."""
 
 REGROW_FRACTION = 0.3
 """Share of the kept units that Evci et al. exchange at first, arXiv:1911.11134."""
+
+SR_STE_DECAY = 2e-4
+"""The decay of pruned weights of Zhou et al., arXiv:2102.04010."""
 
 HINTS = {("kind", "'one_shot'"): "one_shot is a schedule: sparsity_decay_type='one_shot'."}
 """(key, invalid value) → hint to append to the error message."""
@@ -91,7 +94,8 @@ class PruningConfig(BaseModel):
             next units in between; ``"pattern_lock"`` prunes nothing and keeps the existing zeros. ``"rigl"`` and
             ``"set"`` prune to the target before the first step, and then exchange pruned and kept units until
             `end_step`: those with the lowest scores are pruned, and as many others regrow, by the magnitude of their
-            gradients or at random.
+            gradients or at random. ``"sr_ste"``, for N:M patterns, prunes from the start too; pruned weights keep
+            training unseen until `end_step`, and at each update the best of all weights of a group are kept.
         start_step: Step of the first mask update. It is at least 1 for criteria that need gradients, unless the
             schedule prunes nothing at `start_step`.
         end_step: Step at which the target is reached. ``None``: `start_step`; everything is pruned at once.
@@ -103,6 +107,7 @@ class PruningConfig(BaseModel):
             steps than that, several updates happen in one step.
         regrow_fraction: Only for kinds that regrow: share of the kept units of a layer that is exchanged, in (0, 1].
             It falls to zero along a cosine from step 0 to `end_step`.
+        sr_ste_decay: Only for ``"sr_ste"``: how strongly the unseen values of pruned weights decay, ≥ 0.
         sparsity_distribution: Only for kinds that regrow, in global scope: how the target is divided over layers.
             ``"er"`` makes the density of a layer proportional to (inputs + outputs) / (inputs · outputs), and ``"erk"``
             includes the sizes of convolution kernels. ``None``: ``"erk"``. In local scope, each layer has the target.
@@ -145,13 +150,14 @@ class PruningConfig(BaseModel):
     criterion: Annotated[str, _make_name_validator("criterion")] = "magnitude"
     criterion_reduce_type: Literal["mean", "sum", "max", "l2"] = "mean"
     score_dtype: Literal["float32", "bfloat16"] = "float32"
-    kind: Literal["iterative", "progressive", "pattern_lock", "rigl", "set"] = "iterative"
+    kind: Literal["iterative", "progressive", "pattern_lock", "rigl", "set", "sr_ste"] = "iterative"
     start_step: Step = 1
     end_step: Step | None = None
     pruning_frequency: Annotated[int, Field(ge=1)] = 10
     sparsity_decay_type: Annotated[str | Schedule, _make_name_validator("schedule")] = "cubic"
     progressive_steps: Annotated[int, Field(ge=1)] = 4
     regrow_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = REGROW_FRACTION
+    sr_ste_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = SR_STE_DECAY
     sparsity_distribution: Literal["er", "erk"] | None = None
     keep_zeros: bool = False
     granularity: Annotated[int, Field(ge=1)] = 1

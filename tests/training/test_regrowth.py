@@ -245,7 +245,7 @@ def test_what_a_run_cannot_do_is_said_before_it_changes_anything() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with pytest.raises(ConfigError, match=r"criterion must not need gradients with kind='rigl', found 'snip'"):
         secateur.prepare(model, {**RIGL, "criterion": "snip"}, optimizer)
-    with pytest.raises(ConfigError, match=r"kind='rigl' regrows by the gradients .* SAM"):
+    with pytest.raises(ConfigError, match=r"kind='rigl' needs the gradients .* SAM"):
         secateur.prepare(model, RIGL, SAM(model.parameters(), torch.optim.SGD))
     with pytest.raises(ConfigError, match=r"kind='set' exchanges weights while the model trains"):
         secateur.prune(model, {**RIGL, "kind": "set"})

@@ -8,6 +8,7 @@ from secateur._array import Array, count_true
 from secateur.errors import ScoreError
 from secateur.masking.run_options import RunOptions
 from secateur.masking.scores import AccumulatedScores
+from secateur.masking.straight_through import StraightThroughUpdater
 from secateur.masking.updater import MaskUpdater, Stream
 from secateur.patterns import BasePattern
 from secateur.patterns.regrowth import distribute_sparsity
@@ -124,10 +125,11 @@ def make_updater(
 
     Args:
         pattern: See `MaskUpdater`.
-        growth: The growth scores; ``None`` for kinds that do not regrow.
+        growth: The growth scores; ``None`` for kinds without.
         is_new: See `MaskUpdater`.
         options: See `MaskUpdater`.
     """
-    if growth is None:
-        return MaskUpdater(pattern, is_new=is_new, options=options)
-    return RegrowthUpdater(pattern, growth, is_new=is_new, options=options)
+    if growth is not None:
+        return RegrowthUpdater(pattern, growth, is_new=is_new, options=options)
+    kind = StraightThroughUpdater if pattern.config.kind == "sr_ste" else MaskUpdater
+    return kind(pattern, is_new=is_new, options=options)

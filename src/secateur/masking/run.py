@@ -39,7 +39,7 @@ class Run(Generic[Weight]):
 
     Attributes:
         is_new: See above.
-        growth: The scores by which pruned units are kept again; ``None``: they stay pruned.
+        growth: The scores by which pruned units are kept again; ``None`` for kinds without.
 
     Raises:
         ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
@@ -64,7 +64,7 @@ class Run(Generic[Weight]):
             # Does not use `self`, because a reference cycle would keep the weights in memory after the run.
             return layer_weights[layer].canonical()
 
-        self.growth = GrowthScores(pattern, read_weight) if self.config.has_regrowth else None
+        self.growth = GrowthScores(pattern, read_weight) if self.config.kind in ("rigl", "set") else None
         self.updater = make_updater(pattern, self.growth, is_new=is_new, options=options)
         self.scores = AccumulatedScores(pattern, read_weight)
         self.last_step = 0 if self.updater.is_locked else self.updater.schedule.last_change

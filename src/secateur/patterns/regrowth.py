@@ -33,6 +33,8 @@ def check_regrowth(pattern: BasePattern) -> None:
             f"and does not say which can be kept again. Override grow_units, or use kind='iterative'."
         )
     if pattern.unit_share == 1:
+        if kind == "sr_ste":
+            raise ConfigError(f"kind='sr_ste' is for N:M patterns such as '2:4', found {name!r}. Use kind='rigl'.")
         return
     if pattern.target_sparsity != float(pattern.unit_share):
         raise ConfigError(

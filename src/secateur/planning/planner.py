@@ -238,6 +238,12 @@ def _explain_scope(plan: Plan) -> list[str]:
 
 
 def _describe_timing(config: PruningConfig) -> str:
+    if config.kind == "sr_ste":
+        return (
+            f"{config.pattern}: every group is pruned before the first step. Every {config.pruning_frequency} steps "
+            f"from step {config.start_step} to {config.last_step}, the weights with the highest {config.criterion} are "
+            f"kept; pruned ones keep training unseen until then."
+        )
     if config.has_regrowth:
         others = "random others" if config.kind == "set" else "those with the largest gradients"
         return (

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from secateur._array import Array, count_true
 from secateur._wording import format_list, format_value
-from secateur.config import REGROW_FRACTION
+from secateur.config import REGROW_FRACTION, SR_STE_DECAY
 from secateur.errors import ConfigError, StateError
 from secateur.masking.regrowth import RegrowthUpdater
 from secateur.masking.update_schedule import UpdateSchedule
@@ -31,6 +31,7 @@ NEW_KEYS = {
     "granularity": 1,
     "allow_inexact": False,
     "regrow_fraction": REGROW_FRACTION,
+    "sr_ste_decay": SR_STE_DECAY,
     "sparsity_distribution": None,
 }
 """Keys of configurations that states of earlier versions lack → the values that these versions had."""

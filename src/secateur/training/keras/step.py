@@ -13,7 +13,7 @@ import keras
 
 from secateur._array import Array, count_true
 from secateur._wording import format_list
-from secateur.errors import LayerError, StateError, UnsupportedModelError
+from secateur.errors import ConfigError, LayerError, StateError, UnsupportedModelError
 from secateur.frameworks.keras import apply_mask, find_kernel, read_array
 from secateur.masking.run import build_report, refuse_nan, refuse_violations
 from secateur.patterns import BasePattern
@@ -45,6 +45,8 @@ class PruningStep:
     def __init__(self, patterns: Sequence[BasePattern], *, is_new: bool = True) -> None:
         self.kernels = {name: TrainedKernel(name, pattern) for pattern in patterns for name in pattern.views}
         self.is_new = is_new
+        if any(pattern.config.kind == "sr_ste" for pattern in patterns):
+            raise ConfigError("kind='sr_ste' is only supported with torch. Use kind='rigl' or kind='iterative'.")
         refuse_nan(self.kernels)
         self.runs = [KerasRun(pattern, self.kernels, is_new=is_new) for pattern in patterns if pattern.views]
 

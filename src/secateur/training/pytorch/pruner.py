@@ -38,7 +38,7 @@ from secateur.training.pytorch.state import check_state
 from secateur.training.pytorch.watch import ChangeWatch, StepWatch
 from secateur.training.pytorch.weight import ManualOptimizer, apply_where_possible
 from secateur.training.pytorch.weight_set import WeightSet
-from secateur.training.pytorch.wrappers import initializes_state, mask_gradients, refuse_gradient_masks
+from secateur.training.pytorch.wrappers import initializes_state, mask_gradients, refuse_closure, refuse_gradient_masks
 from secateur.training.resume import FORMAT_VERSION
 
 __all__ = ["PytorchPruner"]
@@ -401,6 +401,7 @@ class PytorchPruner:
 
         Line searches then compare losses of the pruned model. The first call accumulates scores from the gradients.
         """
+        refuse_closure(run.config.kind for run in self._runs)
         if closure is self._closure:  # a step can pass its closure to the step of its base class
             return closure
         calls = count()

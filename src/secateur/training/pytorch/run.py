@@ -18,6 +18,7 @@ from secateur.masking.scores import AccumulatedScores
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Units
 from secateur.training.group_lasso import compute_shrinkage
+from secateur.training.pytorch.latent_weight import LatentParameter
 from secateur.training.pytorch.state import check_arrays, make_damage_error, to_host
 from secateur.training.pytorch.weight import ParameterSlot, TrainedParameter
 from secateur.training.resume import SavedProgress, find_problem, refuse_other_runs
@@ -56,6 +57,10 @@ class PytorchRun(Run[TrainedParameter]):
         """Accumulate scores from the weights and gradients before step number `step` of `optimizer`."""
         if self.observer is not None and optimizer is self._get_first_optimizer():
             self.observer.before_step(step)
+        for weight in self._find_latent_weights(optimizer):
+            if step > self.last_step:
+                weight.latent = None
+            weight.reveal(self.config.sr_ste_decay)
         if self.growth is not None and self.growth.gradients is not None and self.updater.reads_scores(step):
             self._add_scores(self.growth.gradients, optimizer)
         every_step = (self.scores.decay > 0 or self.scores.sees_every_step) and step <= self.last_step
@@ -65,7 +70,7 @@ class PytorchRun(Run[TrainedParameter]):
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """See `Run.set_masks`. Weights that are pruned, or kept again, lose their state in the optimizers."""
-        if self.config.has_regrowth:
+        if self.growth is not None:
             # Before the masks are set, so that an interrupted call can be repeated.
             for layer, mask in masks.items():
                 weight = self.weights[layer]
@@ -74,9 +79,13 @@ class PytorchRun(Run[TrainedParameter]):
 
     @property
     def needs_gradient(self) -> bool:
-        """Whether units are ranked by gradients."""
+        """Whether gradients are read before a step."""
         grows_by_gradient = self.growth is not None and self.growth.gradients is not None
-        return grows_by_gradient or (self.scores.needs_gradient and not self.updater.is_locked)
+        return (
+            grows_by_gradient
+            or self.config.kind == "sr_ste"
+            or (self.scores.needs_gradient and not self.updater.is_locked)
+        )
 
     def check_rates(self, step: int, optimizer: Any) -> None:
         """Raise `ConfigError` if step number `step` of `optimizer` must shrink units but has no learning rate."""
@@ -87,6 +96,8 @@ class PytorchRun(Run[TrainedParameter]):
         """Shrink units after step number `step` of `optimizer`."""
         if self.observer is not None and optimizer is self._get_first_optimizer():
             self.observer.after_step(step)
+        for latent in self._find_latent_weights(optimizer):
+            latent.hide()
         for units in self._find_regularized_units(step, optimizer):
             parts = {layer: self.weights[layer] for layer in units.parts}
             strength = self.config.reg_coeff * self._read_rate(units)
@@ -107,8 +118,10 @@ class PytorchRun(Run[TrainedParameter]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values for `load_state_dict`."""
+        latent = {name: weight.latent for name, weight in self.weights.items() if isinstance(weight, LatentParameter)}
         return {
             **self.describe(),
+            **({"latent": {name: values for name, values in latent.items() if values is not None}} if latent else {}),
             "masks": {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None},
             "progress": {key: self._to_tensors(value) for key, value in self.updater.progress().items()},
             "scores": dict(self.scores.totals),
@@ -130,6 +143,7 @@ class PytorchRun(Run[TrainedParameter]):
 
     def _check_progress(self, state: Mapping[str, Any], step: int) -> None:
         self._check_arrays(state)
+        self._check_latent(state, step)
         masks = {name: to_host(f"masks of {name!r}", mask) for name, mask in state["masks"].items()}
         keep, scheduled = (
             None
@@ -148,6 +162,8 @@ class PytorchRun(Run[TrainedParameter]):
         for name, weight in self.weights.items():
             mask = state["masks"].get(name)
             weight.load_mask(mask)
+            if isinstance(weight, LatentParameter):
+                weight.load_latent(state["latent"].get(name))
         self.updater.restore({key: self._to_arrays(value) for key, value in state["progress"].items()})
         self.scores.totals = {key: self._to_total(key, total) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
@@ -176,6 +192,10 @@ class PytorchRun(Run[TrainedParameter]):
             for name, kept in value.items()
         }
         return {name: self.pattern.framework.to_array(kept) for name, kept in tensors.items()}
+
+    def _find_latent_weights(self, optimizer: Any) -> list[LatentParameter]:
+        latent = [weight for weight in self.weights.values() if isinstance(weight, LatentParameter)]
+        return [weight for weight in latent if weight.slot.optimizer is optimizer]
 
     def _add_scores(self, scores: AccumulatedScores, optimizer: Any) -> None:
         """Add the scores of the layers that `optimizer` trains and that have the gradients they need."""
@@ -206,6 +226,19 @@ class PytorchRun(Run[TrainedParameter]):
         for name, total in state["scores"].items():
             if np.isnan(to_host(f"scores of {name!r}", total)).any():
                 raise make_damage_error(f"scores of {name!r} must be numbers, found nan")
+
+    def _check_latent(self, state: Mapping[str, Any], step: int) -> None:
+        weights = {name: weight for name, weight in self.weights.items() if isinstance(weight, LatentParameter)}
+        if not weights:
+            return
+        found = state.get("latent", {})
+        stored = {name: tuple(weight.stored.shape) for name, weight in weights.items()}
+        dtype = str(next(iter(weights.values())).stored.dtype).removeprefix("torch.")
+        check_arrays("latent", found, stored, dtype, all_or_none=False)
+        if state["masks"] and step < self.last_step and found.keys() != stored.keys():
+            raise make_damage_error(
+                f"latent must include all of {format_list(map(repr, stored))} before the last update"
+            )
 
     def _find_regularized_units(self, step: int, optimizer: Any) -> list[Units]:
         if self.config.reg_type is None or self.config.reg_coeff == 0 or step > self.last_step:

@@ -33,6 +33,7 @@ from secateur.masking.run_options import RunOptions
 from secateur.patterns import BasePattern
 from secateur.patterns.parts import LayerPeers, are_shared, count_rows, take_part, take_view
 from secateur.patterns.reduction import REDUCTIONS, find_steps
+from secateur.training.pytorch.latent_weight import LatentParameter
 from secateur.training.pytorch.weight import ParameterSlot, TrainedParameter
 
 __all__ = ["ShardedParameter", "divide_pattern", "make_weight"]
@@ -202,7 +203,8 @@ class PartFramework(PytorchFramework):
 
 def make_weight(name: str, pattern: BasePattern, slot: ParameterSlot) -> TrainedParameter:
     """Make the weight of a layer, according to the type of its parameter."""
-    kind = ShardedParameter if is_sharded(slot.parameter) else TrainedParameter
+    whole = LatentParameter if pattern.config.kind == "sr_ste" else TrainedParameter
+    kind = ShardedParameter if is_sharded(slot.parameter) else whole
     return kind(name, pattern, slot)
 
 

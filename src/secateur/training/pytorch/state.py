@@ -38,6 +38,7 @@ class _RunState(_Part):
     progress: _Progress
     scores: dict[str, Any]
     keep_mask_layers: dict[str, str]
+    latent: dict[str, Any] = {}
 
 
 class _PrunerState(_Part):

@@ -14,7 +14,14 @@ from secateur.distributed.pytorch.shards import get_local, is_sharded
 from secateur.errors import ConfigError, LayerError, UnsupportedModelError
 from secateur.training.pytorch.weight import TrainedParameter
 
-__all__ = ["changes_weights", "initializes_state", "mask_gradients", "refuse_gradient_masks", "unwrap_optimizer"]
+__all__ = [
+    "changes_weights",
+    "initializes_state",
+    "mask_gradients",
+    "refuse_closure",
+    "refuse_gradient_masks",
+    "unwrap_optimizer",
+]
 
 
 def unwrap_optimizer(optimizer: Any) -> list[Any]:
@@ -79,12 +86,22 @@ def mask_gradients(weights: Iterable[TrainedParameter], wrappers: Iterable[Any])
 
 def refuse_gradient_masks(wrappers: Iterable[Any], kinds: Iterable[str]) -> None:
     """Raise `ConfigError` if gradients would be set to zero by which a kind of run regrows; see `mask_gradients`."""
+    needing = sorted({"rigl", "sr_ste"} & set(kinds))
     for wrapper in filter(changes_weights, wrappers):
-        if "rigl" in kinds:
+        if needing:
             raise ConfigError(
-                f"kind='rigl' regrows by the gradients of pruned weights, which must be zero for an optimizer around "
-                f"another one, such as {type(wrapper).__name__}. Pass a plain optimizer, or use kind='set'."
+                f"kind={needing[0]!r} needs the gradients of pruned weights, which must be zero for an optimizer "
+                f"around another one, such as {type(wrapper).__name__}. Pass a plain optimizer, or use kind='set'."
             )
+
+
+def refuse_closure(kinds: Iterable[str]) -> None:
+    """Raise `ConfigError` if a kind of run does not support steps with a closure."""
+    if "sr_ste" in kinds:
+        raise ConfigError(
+            "kind='sr_ste' does not support optimizer.step(closure), because the closure computes gradients within "
+            "the step, in which pruned weights are not zero. Call backward before step, or use kind='rigl'."
+        )
 
 
 def _make_hook(weight: TrainedParameter) -> Callable[[torch.Tensor], None]:

@@ -1,0 +1,47 @@
+"""Select N:M masks anew at each update, from weights that keep training while they are pruned (SR-STE)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from secateur._array import Array
+from secateur.masking.run_options import RunOptions
+from secateur.masking.updater import MaskUpdater, Stream
+from secateur.patterns import BasePattern
+from secateur.patterns.regrowth import distribute_sparsity
+
+__all__ = ["StraightThroughUpdater"]
+
+
+class StraightThroughUpdater(MaskUpdater):
+    """Prune every group before the first step, and choose its N best weights anew at each update.
+
+    Args:
+        pattern: See `MaskUpdater`; an N:M pattern.
+        is_new: See `MaskUpdater`.
+        options: See `MaskUpdater`.
+
+    Raises:
+        ConfigError: It is another pattern, or its target does not prune every group.
+
+    Source:
+        Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", arXiv:2102.04010,
+        section 4.
+    """
+
+    def __init__(self, pattern: BasePattern, *, is_new: bool = True, options: RunOptions | None = None) -> None:
+        super().__init__(pattern, is_new=is_new, options=options)
+        self._counts = distribute_sparsity(pattern)
+
+    def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:  # noqa: ARG002
+        """See `MaskUpdater.advance`."""
+        scores = {name: stream(name, None) for name in self.pattern.units}
+        if self.keep is None:
+            counts = {name: 0 if self.pattern.is_frozen(name) else count for name, count in self._counts.items()}
+            keep = self.pattern.select_units(scores, counts)
+        else:
+            frozen = {name: kept for name, kept in self.keep.items() if self.pattern.is_frozen(name)}
+            counts = {name: count for name, count in self._counts.items() if name not in frozen}
+            keep = self.pattern.select_units({name: scores[name] for name in counts}, counts) | frozen
+        self.keep, self.requested = keep, self.schedule.sparsity(step)
+        return self.pattern.weight_masks(keep)
