@@ -210,6 +210,15 @@ def test_bounds_and_scope_of_the_distribution() -> None:
     assert groups == {name: count // 4 for name, count in units.items()}
 
 
+def test_the_default_maximum_does_not_limit_a_distribution() -> None:
+    views = {"wide": view(64, 1, 64), "narrow": view(4, 1, 16)}
+    pattern = array_pattern("1x1", views, **RIGL, target_sparsity=0.98)
+    pattern.limit_layers()
+    counts = distribute_sparsity(pattern)
+    assert sum(counts.values()) == round(0.98 * (4096 + 64))
+    assert counts["wide"] > 0.98 * 4096
+
+
 @given(
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=6),
     pairs=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=6, max_size=6),
