@@ -20,7 +20,7 @@ from secateur.cli.options import ALLOCATIONS, PATTERNS, REFINERS, SOLVERS
 
 FLAGS = {
     "": {"--debug", "--help", "--install-completion", "--show-completion", "--version"},
-    "bench": {"--batch", "--device", "--help", "--inputs", "--json", "--length", "--model", "--rounds"},
+    "bench": {"--batch", "--device", "--help", "--inputs", "--json", "--length", "--model", "--report", "--rounds"},
     "convert": {"--dense", "--help", "--json"},
     "demo": {"--full", "--help", "--json", "--out", "--seeds"},
     "inspect": {"--help", "--json", "--picture", "--weights"},
@@ -37,6 +37,7 @@ FLAGS = {
         "--out",
         "--pattern",
         "--refine",
+        "--report",
         "--sequences",
         "--solver",
         "--target-sparsity",
@@ -56,6 +57,7 @@ FLAGS = {
         "--out",
         "--pattern",
         "--refine",
+        "--report",
         "--sequences",
         "--solver",
         "--target-sparsity",

@@ -64,6 +64,7 @@ FULL = Summary(
     groups=(UnitGroupRecord(name="fc.channels", kind="channels", units=8, gone=2, reason="read elsewhere"),),
     history=((0, 0.0), (10, 0.25), (20, 0.5)),
     last_step=40,
+    warnings=("Other programs used the processor.",),
     notes=("Units differ in size.",),
 )
 MASK = Mask(name="fc.0", pattern="2:4", keep=np.tile([True, False, False, True], (8, 1)))
@@ -114,7 +115,16 @@ def test_a_full_page_has_every_section() -> None:
         "dense_layers",
     ]
     assert {f"#{name}" for name in reader.sections} == {tag["href"] for name, tag in reader.tags if name == "a"}
-    for text in ("Solver", "wanda", "Units differ in size.", "0f" * 32, "output layer", "read elsewhere", "faster"):
+    for text in (
+        "Solver",
+        "wanda",
+        "Units differ in size.",
+        "Other programs",
+        "0f" * 32,
+        "output layer",
+        "read elsewhere",
+        "faster",
+    ):
         assert text in reader.text
 
 

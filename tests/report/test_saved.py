@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from secateur.errors import ArtifactError, MissingPackageError, StateError
 from secateur.oneshot import Execution, Progress
 from secateur.oneshot.run_folder import seal_values, unseal_values
 from secateur.report import read_saved_masks, summarize_saved
-from secateur.results import PruningReport, Summary
+from secateur.results import Measure, PruningReport, Summary
 
 BATCHES = [torch.linspace(-1, 1, 128).reshape(8, 16)]
 
@@ -195,3 +196,12 @@ def test_summaries_join_without_loss() -> None:
     joined = first.join(second)
     assert (joined.title, list(joined.facts.items()), joined.notes) == ("a", [("x", "1"), ("y", "3")], ("n", "m"))
     assert (joined.history, joined.last_step, joined.interruption) == (((0, 0.0),), 3, "it stopped")
+
+
+def test_measures_of_one_name_are_joined_and_warnings_stay() -> None:
+    size = Measure(quantity="size", name="tensors on disk", unit="bytes", dense=2, present=1)
+    first = Summary(title="a", measures=(size,), warnings=("busy",))
+    second = Summary(title="b", measures=(replace(size, present=2), replace(size, name="weights in memory")))
+    joined = first.join(second)
+    assert [(one.name, one.present) for one in joined.measures] == [("tensors on disk", 1), ("weights in memory", 1)]
+    assert joined.warnings == ("busy",)

@@ -154,7 +154,9 @@ class ArtifactReport(Report):
 
     def summarize(self) -> Summary:
         """Return the size of the model, and how each tensor is stored."""
-        size = Measure(quantity="size", name="tensors", unit="bytes", dense=self.dense_bytes, present=self.packed_bytes)
+        size = Measure(
+            quantity="size", name="tensors on disk", unit="bytes", dense=self.dense_bytes, present=self.packed_bytes
+        )
         return Summary(
             title=self.title,
             headlines=tuple(self.footer[:1]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ class CalibrationOptions:
         sequences: Number of text samples.
         length: Number of tokens per sample.
         device: Device to compute on; the CPU by default.
+        facts: What was loaded, for the report.
     """
 
     file: Path | None = None
     sequences: int | None = None
     length: int | None = None
     device: str | None = None
+    facts: dict[str, str] = field(default_factory=dict, compare=False)
 
     def check_unused(self, method: str) -> None:
         """Raise `ConfigError` if an option is set that has no effect without calibration data."""
@@ -54,6 +56,7 @@ class CalibrationOptions:
         from secateur.models.calibration import sample_calibration
 
         sampled = sample_calibration(trained, self.file, self.sequences, self.length)
+        self.facts["Calibration data"] = sampled.description
         say(f"Calibration data: {sampled.description}.")
         return sampled.batches
 

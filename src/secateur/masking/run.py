@@ -13,6 +13,7 @@ from secateur.masking.locked import describe_locked_zeros
 from secateur.masking.regrowth import GrowthScores, make_updater
 from secateur.masking.run_options import RunOptions
 from secateur.masking.scores import AccumulatedScores
+from secateur.masking.update_history import UpdateHistory, merge_histories
 from secateur.masking.weight import PrunedWeight
 from secateur.patterns import BasePattern
 from secateur.patterns.tiling import Tiling
@@ -40,6 +41,7 @@ class Run(Generic[Weight]):
     Attributes:
         is_new: See above.
         growth: The scores by which pruned units are kept again; ``None`` for kinds without.
+        history: The share of units pruned after each update.
 
     Raises:
         ConfigError: The criterion ranks by gradients, but an update before the first gradient prunes.
@@ -57,6 +59,7 @@ class Run(Generic[Weight]):
         self.config = pattern.config
         self.observer = options.observer if options else None
         self.is_new = is_new
+        self.history = UpdateHistory()
         self._steps_taken = options.steps_taken if options else 0
         self.weights = layer_weights = {name: weights[name] for name in pattern.views}
 
@@ -75,6 +78,8 @@ class Run(Generic[Weight]):
         if not self.is_new:
             return
         self.set_masks(self.updater.initial_masks())
+        if not self.updater.is_locked:
+            self.history.start(self._steps_taken, self.updater.sparsity())
         if self._steps_taken == 0 or not self.scores.needs_gradient:  # later, there are no gradients to rank by yet
             self.set_masks(self.masks_after(self._steps_taken))
 
@@ -82,6 +87,11 @@ class Run(Generic[Weight]):
         """Select the masks after `step` steps. The result is empty if no update is due."""
         if not self.updater.changes_masks(step):
             return {}
+        before, masks = self.updater.sparsity(), self._select_masks(step)
+        self.history.record(step, before=before, after=self.updater.sparsity())
+        return masks
+
+    def _select_masks(self, step: int) -> dict[str, Array]:
         masks = self._masks() if self._has_masks else {}
         current = {name: self.pattern.framework.to_array(mask) for name, mask in masks.items()}
         given = self.observer.find_scores(step) if self.observer and self.updater.reads_scores(step) else None
@@ -258,14 +268,18 @@ def build_report(runs: Iterable[Run[Any]], dense: Mapping[str, str], step: int, 
     results = tuple(result for run in runs for result in run.results())
     free = {name: FREE for run in runs for name in run.free_layers}
     pruned = {result.name for result in results}
+    last_step = max(run.last_step for run in runs)
+    moving = [run for run in runs if not run.updater.is_locked]
+    counts = [sum(units.total for units in run.pattern.units.values()) for run in moving]
     return PruningReport(
         layers=results,
         dense={name: reason for name, reason in (free | dict(dense)).items() if name not in pruned},
         step=step,
-        last_step=max(run.last_step for run in runs),
+        last_step=last_step,
         model_weights=model_weights,
         configs=tuple(run.config for run in runs),
         groups=tuple(group for run in runs for group in run.group_results()),
+        history=merge_histories([run.history for run in moving], counts, step) if last_step else (),
     )
 
 

@@ -51,6 +51,7 @@ class MaskUpdater:
         self.config = pattern.config
         self.keep: dict[str, Array] | None = self._initial_units() if is_new else None
         self.scheduled_keep: dict[str, Array] | None = None
+        self._last_count: tuple[dict[str, Array] | None, float] | None = None
         initial, target = self.sparsity(), pattern.target_sparsity
         if self.is_locked:
             target = max(target, initial)
@@ -66,8 +67,11 @@ class MaskUpdater:
         return self.config.kind == "pattern_lock"
 
     def sparsity(self) -> float:
-        """Return the share of pruned units."""
-        return self._count_pruned() / sum(units.total for units in self.pattern.units.values())
+        """Return the share of pruned units. Units are counted again only if others are kept than before."""
+        if self._last_count is None or self._last_count[0] is not self.keep:
+            total = sum(units.total for units in self.pattern.units.values())
+            self._last_count = self.keep, self._count_pruned() / total
+        return self._last_count[1]
 
     def initial_masks(self) -> dict[str, Array]:
         """Return the masks before the first step, in the stored shapes of the weights."""

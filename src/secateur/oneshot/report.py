@@ -29,6 +29,7 @@ class CalibratedReport(PruningReport):
         magnitude_reasons: Layer that was pruned by magnitude, not by the solver → why its inputs were not measured.
         solver_seconds: Time spent in the solver and in layer refiners.
         seconds: Total time.
+        data_sha256: Digest of the calibration data, in hexadecimal.
     """
 
     solver: str
@@ -37,6 +38,7 @@ class CalibratedReport(PruningReport):
     seconds: float
     magnitude_reasons: dict[str, str] = field(default_factory=dict)
     blind: dict[str, str] = field(default_factory=dict)
+    data_sha256: str = field(default="", compare=False)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -70,7 +72,8 @@ class CalibratedReport(PruningReport):
         ]
         time = f"{self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver"
         facts = {"Solver": self.solver, "Time": time}
-        return replace(summary, facts=facts | summary.facts, layers=tuple(layers))
+        digests = {"calibration data": self.data_sha256} if self.data_sha256 else {}
+        return replace(summary, facts=facts | summary.facts, layers=tuple(layers), digests=digests)
 
     def warn_of_magnitude(self) -> None:
         """Log one warning for each reason why inputs are unknown, which names the layers."""

@@ -1,4 +1,4 @@
-"""Show reports as pages, and masks as pictures."""
+"""Show reports as pages, masks as pictures, and runs in TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from secateur._deprecated import serve_old_names
 from secateur.report.masks import Mask, compute_density, draw_masks, read_masks
 from secateur.report.page import check_report_file, render_page, write_page
 from secateur.report.saved import read_saved_masks, summarize_saved
+from secateur.report.tensorboard import TensorBoardCallback
 
 __all__ = [
     "Mask",
+    "TensorBoardCallback",
     "check_report_file",
     "compute_density",
     "draw_masks",

@@ -83,6 +83,7 @@ class Summary(Record):
         groups: The groups of units.
         history: Share of units pruned after each update: (step, share).
         last_step: Step at which the schedule ends; ``None``: there is no schedule.
+        warnings: Why measures may mislead.
         notes: What else is worth knowing.
         interruption: Why the run is not complete; ``None``: it is.
         format_version: Version of `to_dict`.
@@ -98,6 +99,7 @@ class Summary(Record):
     groups: tuple[UnitGroupRecord, ...] = ()
     history: tuple[tuple[int, float], ...] = ()
     last_step: int | None = None
+    warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     interruption: str | None = None
     format_version: int = FORMAT_VERSION
@@ -122,11 +124,12 @@ class Summary(Record):
             facts=_join_mappings(part.facts for part in parts),
             configs=next((part.configs for part in parts if part.configs), ()),
             digests=_join_mappings(part.digests for part in parts),
-            measures=tuple(measure for part in parts for measure in part.measures),
+            measures=_join_measures(part.measures for part in parts),
             layers=join_layers(*(part.layers for part in parts)),
             groups=next((part.groups for part in parts if part.groups), ()),
             history=next((part.history for part in parts if part.history), ()),
             last_step=next((part.last_step for part in parts if part.last_step is not None), None),
+            warnings=_join_texts(part.warnings for part in parts),
             notes=_join_texts(part.notes for part in parts),
             interruption=next((part.interruption for part in parts if part.interruption is not None), None),
         )
@@ -207,3 +210,12 @@ def _join_mappings(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
     for part in parts:
         joined |= {key: value for key, value in part.items() if key not in joined}
     return joined
+
+
+def _join_measures(parts: Iterable[Iterable[Measure]]) -> tuple[Measure, ...]:
+    """Return all measures in order; of those with one name, the first."""
+    joined: dict[str, Measure] = {}
+    for part in parts:
+        for measure in part:
+            joined.setdefault(measure.name, measure)
+    return tuple(joined.values())

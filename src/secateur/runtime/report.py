@@ -223,12 +223,16 @@ class RuntimeReport(Report):
             lines.append(f"Fastest: {'; '.join(self._list_fastest())}.")
         if any((baseline.speedup or 0) > self.speedup for baseline in self.baselines if "bfloat16" in baseline.name):
             lines.append(BFLOAT16_ADVICE)
-        if self.load > MAX_LOAD:
-            lines.append(
-                f"These times are unreliable: other programs use the processor (load average {self.load:.1f} per "
-                f"processor), and threads wait for them. Compile again on a quiet machine, or with fewer threads."
-            )
-        return lines
+        return [*lines, *self._list_warnings()]
+
+    def _list_warnings(self) -> tuple[str, ...]:
+        """List reasons why the times may mislead."""
+        if self.load <= MAX_LOAD:
+            return ()
+        return (
+            f"These times are unreliable: other programs use the processor (load average {self.load:.1f} per "
+            f"processor), and threads wait for them. Compile again on a quiet machine, or with fewer threads.",
+        )
 
     def summarize(self) -> Summary:
         """Return the times of the model and of its layers, and why each kernel was chosen."""
@@ -238,7 +242,8 @@ class RuntimeReport(Report):
             facts={"Runtime": f"{self.device} with {format_count(self.threads, 'thread')}"},
             measures=tuple(self._measure()),
             layers=tuple(layer.record() for layer in self.layers),
-            notes=tuple(self.footer[1:]),
+            warnings=(warnings := self._list_warnings()),
+            notes=tuple(line for line in self.footer[1:] if line not in warnings),
         )
 
     def _measure(self) -> Iterator[Measure]:

@@ -12,6 +12,7 @@ import typer
 from secateur._progress import ProgressDisplay
 from secateur.cli.options import AsJson
 from secateur.cli.output import make_console, show
+from secateur.cli.report_file import ReportFile, check_report_option, write_job_report
 
 __all__ = ["bench"]
 
@@ -34,6 +35,7 @@ def bench(
     length: Annotated[int, typer.Option(min=1, help="Number of tokens per example, for text models.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Number of timed rounds; the medians are shown.")] = 5,
     device: Annotated[str | None, typer.Option(help="Device to run the model on, such as cuda.")] = None,
+    report_file: ReportFile = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +62,9 @@ def bench(
     secateur bench my_nets:pruned_net --inputs images.npz --device cuda
     """
     from secateur.cli.benchmark import Benchmark
+    from secateur.models import find_artifact_path
 
+    check_report_option(report_file)
     with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
         report = Benchmark(
             reference=reference,
@@ -76,3 +80,5 @@ def bench(
     if report.runtime is not None and not as_json:
         make_console().print()
         show(report.runtime, as_json=False)
+    saved = find_artifact_path(reference) if slim is None else None
+    write_job_report(report_file, report, title=report.table_title, saved=saved)

@@ -27,6 +27,7 @@ from secateur.cli.options import (
 )
 from secateur.cli.output import show
 from secateur.cli.processes import join_processes
+from secateur.cli.report_file import ReportFile, check_report_option, write_job_report
 
 __all__ = ["prune"]
 
@@ -70,6 +71,7 @@ def prune(
     sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")] = None,
     device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
+    report_file: ReportFile = None,
     *,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Process a transformers folder block by block.")
@@ -110,6 +112,8 @@ def prune(
     from secateur.cli.prune_job import Method, PruneJob
 
     with join_processes(device) as processes:
+        if processes.is_leader:
+            check_report_option(report_file)
         job = PruneJob(
             model=model,
             weights=weights,
@@ -122,3 +126,5 @@ def prune(
             report = job.run(steps, low_memory=low_memory)
         show(report, as_json=as_json)
         say(f"Written to {out}.")
+        if processes.is_leader:
+            write_job_report(report_file, report, title=f"{model}, pruned", facts=job.data.facts, saved=out)

@@ -25,6 +25,7 @@ from secateur.cli.options import (
     warn_about_defaults,
 )
 from secateur.cli.output import show, show_text
+from secateur.cli.report_file import ReportFile, check_report_option, write_job_report
 from secateur.cli.slim_mode import SlimMode
 from secateur.errors import ConfigError
 
@@ -87,6 +88,7 @@ def slim(
     sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
     length: Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")] = None,
     device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
+    report_file: ReportFile = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -149,10 +151,12 @@ def slim(
         target=Destination(out),
     )
     with ProgressDisplay() as steps, redirect_stdout(sys.stderr):  # a model's code may print
+        check_report_option(report_file)
         result = job.run(steps)
     show(result, as_json=as_json)
     if not as_json:
         show_text("\n".join(result.describe()))
+    write_job_report(report_file, result, title=f"{model}, slimmed", facts=data.facts, saved=out)
 
 
 def _read_budget(text: str | None) -> dict[str, float] | None:

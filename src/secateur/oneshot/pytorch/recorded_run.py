@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -98,6 +99,7 @@ class RecordedRun(ABC):
                 raise explained from error
             record.close(finished=not self.execution.keep_parts)
             report = self._build_report(outcome, time.perf_counter() - start)
+            report = replace(report, data_sha256=record.description["data"])
             self._warn(report)
             return report
 

@@ -18,7 +18,7 @@ def make_history(summary: Summary) -> dict[str, Any] | None:
     first, last = summary.history[0][0], summary.history[-1][0]
     end = max(last, summary.last_step or 0, first + 1)
     top = min(1.0, 1.1 * max(share for _, share in summary.history)) or 1.0
-    steps = ChartAxis(min(first, 0) if first <= 1 else first, end, charts.LEFT, charts.RIGHT)
+    steps = ChartAxis(first, end, charts.LEFT, charts.RIGHT)
     shares = ChartAxis(0.0, top, charts.BOTTOM, charts.TOP)
     points = [
         {"x": steps.place(step), "y": shares.place(share), "title": f"step {step:,}: {share:.2%}"}

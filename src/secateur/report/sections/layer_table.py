@@ -25,15 +25,15 @@ class ValueColumn:
         value: Returns the value of a layer; ``None``: it is unknown.
         format: Formats the value.
         bar: Whether a bar shows it too: ``"share"`` from 0 to 1, ``"largest"`` relative to the largest; ``""``: none.
-        is_number: Whether it is aligned to the right.
         hint: What the heading means, shown beside it on demand.
+        kind: How its cells are laid out: ``"number"``, aligned to the right; ``"long"``, as sentences; ``""``.
     """
 
     heading: str
     value: Value
     format: Callable[[Any], str] = str
     bar: str = ""
-    is_number: bool = False
+    kind: str = ""
     hint: str = ""
 
 
@@ -54,28 +54,28 @@ def _describe_attributes(layer: LayerRecord) -> str | None:
 
 COLUMNS = (
     ValueColumn("type", lambda layer: layer.kind),
-    ValueColumn("shape", lambda layer: layer.shape, format_shape, is_number=True),
+    ValueColumn("shape", lambda layer: layer.shape, format_shape, kind="number"),
     ValueColumn("pattern", lambda layer: layer.pattern),
-    ValueColumn("target", lambda layer: layer.target_sparsity, format_share, "share", is_number=True),
-    ValueColumn("sparsity", lambda layer: layer.sparsity, format_share, "share", is_number=True),
-    ValueColumn("units pruned", _get_pruned_units, "{:,}".format, is_number=True),
+    ValueColumn("target", lambda layer: layer.target_sparsity, format_share, "share", kind="number"),
+    ValueColumn("sparsity", lambda layer: layer.sparsity, format_share, "share", kind="number"),
+    ValueColumn("units pruned", _get_pruned_units, "{:,}".format, kind="number"),
     ValueColumn(
         "lost output energy",
         lambda layer: layer.error,
         "{:.4f}".format,
         "largest",
-        is_number=True,
+        kind="number",
         hint="share of the layer's output energy lost on the calibration data",
     ),
-    ValueColumn("dense ms", lambda layer: layer.dense_seconds, _format_milliseconds, "time", is_number=True),
-    ValueColumn("sparse ms", lambda layer: layer.sparse_seconds, _format_milliseconds, "time", is_number=True),
-    ValueColumn("speed-up", lambda layer: layer.speedup, "{:.2f}×".format, is_number=True),
-    ValueColumn("kernel", lambda layer: layer.kernel),
-    ValueColumn("why", lambda layer: layer.kernel_reason),
-    ValueColumn("stored", lambda layer: layer.stored_bytes, lambda size: format_amount(size, "bytes"), is_number=True),
+    ValueColumn("dense ms", lambda layer: layer.dense_seconds, _format_milliseconds, "time", kind="number"),
+    ValueColumn("sparse ms", lambda layer: layer.sparse_seconds, _format_milliseconds, "time", kind="number"),
+    ValueColumn("speed-up", lambda layer: layer.speedup, "{:.2f}×".format, kind="number"),
+    ValueColumn("kernel", lambda layer: layer.kernel, kind="long"),
+    ValueColumn("why", lambda layer: layer.kernel_reason, kind="long"),
+    ValueColumn("stored", lambda layer: layer.stored_bytes, lambda size: format_amount(size, "bytes"), kind="number"),
     ValueColumn("packing", lambda layer: layer.packing),
-    ValueColumn("changed", _describe_attributes),
-    ValueColumn("note", lambda layer: layer.note),
+    ValueColumn("changed", _describe_attributes, kind="long"),
+    ValueColumn("note", lambda layer: layer.note, kind="long"),
 )
 
 
@@ -112,12 +112,12 @@ def _find_top(column: ValueColumn, layers: Sequence[LayerRecord]) -> float:
 def _make_cell(column: ValueColumn, layer: LayerRecord, top: float) -> dict[str, Any]:
     value = column.value(layer)
     if value is None:
-        return {"text": "", "key": "", "bar": None, "is_number": column.is_number}
+        return {"text": "", "key": "", "bar": None, "kind": column.kind}
     key = math.prod(value) if isinstance(value, tuple) else value
     has_bar = bool(column.bar) and top > 0 and math.isfinite(value)
     return {
         "text": make_printable_line(column.format(value)),
         "key": f"{key:.9g}" if isinstance(key, int | float) else "",
         "bar": max(0.0, min(1.0, value / top)) if has_bar else None,
-        "is_number": column.is_number,
+        "kind": column.kind,
     }

@@ -24,7 +24,7 @@ def make_verdict(summary: Summary) -> dict[str, Any]:
     """
     cards = [_describe(quantity, summary.measures) for quantity in QUANTITIES]
     sentences = [f"{card['name']}: {card['headline']}{_put_in_brackets(card['detail'])}." for card in cards]
-    return {"line": " ".join(sentences), "cards": cards}
+    return {"line": " ".join(sentences), "cards": cards, "warnings": summary.warnings}
 
 
 def _describe(quantity: str, measures: tuple[Measure, ...]) -> dict[str, Any]:
