@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from secateur._array import Array
 from secateur.distributed.pytorch.rank_groups import RankGroups
-from secateur.distributed.pytorch.shards import get_local
 from secateur.errors import LayerError, SecateurError, StateError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.masking.active import list_active
@@ -38,7 +37,7 @@ from secateur.training.pytorch.state import check_state
 from secateur.training.pytorch.watch import ChangeWatch, StepWatch
 from secateur.training.pytorch.weight import ManualOptimizer, apply_where_possible
 from secateur.training.pytorch.weight_set import WeightSet
-from secateur.training.pytorch.wrappers import initializes_state, mask_gradients, refuse_closure, refuse_gradient_masks
+from secateur.training.pytorch.wrappers import mask_gradients, refuse_closure, refuse_gradient_masks, skips_step
 from secateur.training.resume import FORMAT_VERSION
 
 __all__ = ["PytorchPruner"]
@@ -370,8 +369,7 @@ class PytorchPruner:
         self._step_watch.stop()
         self._recover()
         index = self._optimizers.index(optimizer)
-        # Before a checkpoint is loaded into the optimizer, the model may have its weights already.
-        self._skips[index] = initializes_state(optimizer, self._groups)
+        self._skips[index] = skips_step(optimizer, self._groups)
         if self._skips[index]:
             return None
         self._weights.refuse_changed(self._free_layers, optimizer)
@@ -379,11 +377,6 @@ class PytorchPruner:
         for run in self._runs:
             run.check_rates(self.step + 1, optimizer)
         snapshots = self._take_snapshots()
-        # Fused optimizers receive the loss scale and skip steps themselves; GradScaler skips the steps of others.
-        overflow = getattr(optimizer, "found_inf", None)
-        self._skips[index] = overflow is not None and bool(get_local(overflow).item())
-        if self._skips[index]:
-            return None
         changed = None
         if len(args) > 1 and callable(args[1]):
             changed = (args[0], self._wrap_closure(optimizer, args[1]), *args[2:]), kwargs

@@ -16,10 +16,10 @@ from secateur.training.pytorch.weight import TrainedParameter
 
 __all__ = [
     "changes_weights",
-    "initializes_state",
     "mask_gradients",
     "refuse_closure",
     "refuse_gradient_masks",
+    "skips_step",
     "unwrap_optimizer",
 ]
 
@@ -50,7 +50,7 @@ def changes_weights(wrapper: Any) -> bool:
     return isinstance(wrapper, Optimizer) and "_optimizer_step_post_hooks" in vars(wrapper)
 
 
-def initializes_state(optimizer: Any, groups: RankGroups) -> bool:
+def _initializes_state(optimizer: Any, groups: RankGroups) -> bool:
     """Whether a step only creates the state of an optimizer, before a checkpoint is loaded into it.
 
     ``torch.distributed.checkpoint.state_dict`` makes such steps, with learning rates and gradients of zero.
@@ -66,6 +66,26 @@ def initializes_state(optimizer: Any, groups: RankGroups) -> bool:
     gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
     moves = any(gradient is None or bool(get_local(gradient).any()) for gradient in gradients)
     return not groups.merge({"moves": ""} if moves else {})
+
+
+def skips_step(optimizer: Any, groups: RankGroups) -> bool:
+    """Whether a step that an optimizer begins does not count, because it does not change weights.
+
+    Fused optimizers receive the loss scale and skip steps themselves; `GradScaler` skips those of others. And before a
+    checkpoint is loaded into an optimizer, a step creates its state; the model may have the weights of the checkpoint
+    already.
+
+    Args:
+        optimizer: The optimizer, before the step.
+        groups: The processes that share its parameters, which call this together.
+
+    Examples:
+        >>> skips_step(torch.optim.SGD([torch.ones(1)], lr=0.1), RankGroups([]))
+        False
+    """
+    overflow = getattr(optimizer, "found_inf", None)
+    has_overflow = overflow is not None and bool(get_local(overflow).item())
+    return has_overflow or _initializes_state(optimizer, groups)
 
 
 def mask_gradients(weights: Iterable[TrainedParameter], wrappers: Iterable[Any]) -> list[Any]:
