@@ -74,15 +74,13 @@ class PytorchPruner:
         model: nn.Module,
         plan: Plan,
         optimizers: tuple[AnyOptimizer, ...],
-        options: RunOptions | None = None,
-        groups: RankGroups | None = None,
+        options: RunOptions | None,
+        groups: RankGroups,
     ) -> None:
         self.model = unwrap_model(model)
         self.plan = plan
         self.step = options.steps_taken if options else 0
-        groups = RankGroups([]) if groups is None else groups
-        with groups.fail_together("secateur.prepare"):
-            self._weights = WeightSet.find(self.model, plan, optimizers)
+        self._weights = WeightSet.find(self.model, plan, optimizers, groups)
         self._groups = groups if self._weights.are_sharded else RankGroups([])
         # Steps of optimizers without pruned weights do not count.
         trained = (optimizer for weight in self._weights.values() for optimizer in weight.slot.optimizers)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from secateur.distributed.pytorch.rank_groups import RankGroups
 from secateur.errors import LayerError
 from secateur.masking.run import refuse_nan
 from secateur.planning.planner import Plan
@@ -35,17 +37,20 @@ class WeightSet(dict[str, TrainedParameter]):
         self.model = model
 
     @classmethod
-    def find(cls, model: nn.Module, plan: Plan, optimizers: tuple[Any, ...]) -> WeightSet:
+    def find(cls, model: nn.Module, plan: Plan, optimizers: tuple[Any, ...], groups: RankGroups) -> WeightSet:
         """Find the weights to prune and their optimizers.
 
         Raises:
             LayerError: A weight is not in any optimizer.
             ScoreError: A weight contains ``nan``.
+            RankError: It raised in another process, or a weight that is not sharded has other values there.
         """
-        slots = find_slots(plan, optimizers)
-        patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
-        weights = {name: make_weight(name, pattern, slots[name]) for name, pattern in patterns.items()}
-        refuse_nan(weights)
+        with groups.fail_together("secateur.prepare"):
+            slots = find_slots(plan, optimizers)
+            patterns = {name: pattern for pattern in plan.patterns for name in pattern.views}
+            weights = {name: make_weight(name, pattern, slots[name]) for name, pattern in patterns.items()}
+            refuse_nan(weights)
+        _refuse_other_values(weights, groups)
         return cls(model, weights)
 
     @property
@@ -100,6 +105,22 @@ class WeightSet(dict[str, TrainedParameter]):
                     f"layer {name!r}: its weight was moved from the {type(known[0]).__name__} that secateur.prepare "
                     f"got to another {type(other).__name__}. {ORDER}"
                 )
+
+
+def _refuse_other_values(weights: Mapping[str, TrainedParameter], groups: RankGroups) -> None:
+    """Raise `RankError` if a weight that is not sharded has other values in another process.
+
+    Such weights, as of experts of which each process has its own, would be pruned in another way in each process.
+    """
+    plain = {name: weight for name, weight in weights.items() if not isinstance(weight, ShardedParameter)}
+    if plain and not groups.is_alone:
+        groups.agree({f"weight of layer {name!r}": _sum_bits(weight.stored) for name, weight in plain.items()})
+
+
+def _sum_bits(tensor: torch.Tensor) -> int:
+    """Return the sum of the numbers of a tensor as integers of the same size."""
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64))
 
 
 def _get_weight_ids(optimizers: Iterable[Any]) -> set[int]:
