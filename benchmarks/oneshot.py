@@ -35,7 +35,7 @@ from secateur._table import Table
 from secateur.oneshot.pytorch.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.targets import build_problem, build_targets
 from secateur.planning.pytorch import plan
-from secateur.refiners import PCG, Block, Distill
+from secateur.refiners import PCG, Block, Distill, LayerRefiner, Swap
 from secateur.solvers import ALPS, Magnitude, SparseGPT, Wanda
 from secateur.solvers.problem import Problem
 
@@ -97,9 +97,12 @@ METHODS = {
     "magnitude": Method(Magnitude(), (), "magnitude"),
     "wanda": Method(Wanda(), (), "wanda"),
     "wanda + pcg": Method(Wanda(), (PCG(),), "wanda+pcg"),
+    "wanda + swap": Method(Wanda(), (Swap(),)),
     "sparsegpt": Method(SparseGPT(), (), "sparsegpt"),
     "sparsegpt + pcg": Method(SparseGPT(), (PCG(),)),
     "alps": Method(ALPS(), (), "alps"),
+    "alps + pcg": Method(ALPS(), (PCG(),)),
+    "alps + swap": Method(ALPS(), (Swap(),)),
     "alps + block": Method(ALPS(), (Block(),)),
     "alps + block + distill": Method(ALPS(), (Block(), Distill(steps=24))),
     "wanda, global": Method(Wanda(), allocation="global"),
@@ -200,12 +203,16 @@ def measure_layers(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
         problems = build_problems(BLOCKS, spec, SparseGPT())
         for name in options.methods:
             method = METHODS[name]
-            if method.reference not in REFERENCE_METHODS.get(spec, reference.METHODS):
+            if method.allocation != "uniform" or not all(isinstance(part, LayerRefiner) for part in method.refine):
                 continue
-            solvers = (method.solve, partial(method.solve_with_reference, spec=spec))
-            seconds, errors = zip(*(_measure(solve, problems, options.rounds) for solve in solvers), strict=True)
-            ratio = f"{seconds[0] / seconds[1]:.2f}"
-            yield spec, name, *(f"{value:.2f}" for value in seconds), ratio, *(f"{error:.5f}" for error in errors)
+            seconds, error = _measure(method.solve, problems, options.rounds)
+            if options.without_reference or method.reference not in REFERENCE_METHODS.get(spec, reference.METHODS):
+                yield spec, name, f"{seconds:.2f}", "", "", f"{error:.5f}", ""
+                continue
+            solve = partial(method.solve_with_reference, spec=spec)
+            other_seconds, other_error = _measure(solve, problems, options.rounds)
+            times = f"{seconds:.2f}", f"{other_seconds:.2f}", f"{seconds / other_seconds:.2f}"
+            yield spec, name, *times, f"{error:.5f}", f"{other_error:.5f}"
 
 
 def _measure(solve: Callable[[Problem], torch.Tensor], problems: Sequence[Problem], rounds: int) -> tuple[float, float]:

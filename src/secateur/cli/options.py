@@ -41,7 +41,7 @@ PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "ch
 """Patterns that shell completion suggests; many more are valid."""
 
 SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "osscar", "ziplm", "taylor", "fisher")
-REFINERS = ("dsnot", "pcg", "ridge", "bias", "block", "distill")
+REFINERS = ("dsnot", "swap", "pcg", "ridge", "bias", "block", "distill")
 UNIT_SOLVERS = ("osscar", "ziplm", "fisher", "taylor", "wanda", "magnitude")
 UNIT_REFINERS = ("ridge", "bias", "block", "distill")
 BUDGETS = ("parameters=", "flops=", "bytes=", "latency=")

@@ -48,9 +48,9 @@ def prune(
         solver: ``"magnitude"`` (the configured criterion), ``"wanda"``, ``"ria"``, ``"sparsegpt"``, ``"alps"``, or a
             solver object with its own settings. For channels and heads: ``"magnitude"``, ``"wanda"``, ``"taylor"``,
             ``"fisher"``, ``"ziplm"`` or ``"osscar"``.
-        refine: Refiners that repair the kept weights, in order: ``"dsnot"`` and ``"pcg"`` (layer by layer), or for
-            channels and heads ``"ridge"`` and ``"bias"``; ``"block"`` (block by block), ``"distill"`` (the whole
-            model), refiner objects, or a list of them.
+        refine: Refiners that repair the kept weights, in order: ``"dsnot"``, ``"swap"`` and ``"pcg"`` (layer by
+            layer), or for channels and heads ``"ridge"`` and ``"bias"``; ``"block"`` (block by block), ``"distill"``
+            (the whole model), refiner objects, or a list of them.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
             ``"sensitivity"`` or an allocation object; ``"uniform"`` or ``"global"`` for channels and heads. ``None``
             follows ``pruning_scope``; if that is ``None`` too, the default is ``"uniform"``: every layer is pruned to

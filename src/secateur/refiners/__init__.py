@@ -21,6 +21,7 @@ from secateur.refiners.distill import Distill  # noqa: E402
 from secateur.refiners.dsnot import DSnoT  # noqa: E402
 from secateur.refiners.pcg import PCG  # noqa: E402
 from secateur.refiners.ridge import Ridge  # noqa: E402
+from secateur.refiners.swap import Swap  # noqa: E402
 
 __all__ = [
     "PCG",
@@ -34,6 +35,7 @@ __all__ = [
     "ModelRefiner",
     "Refiner",
     "Ridge",
+    "Swap",
     "UnitRefiner",
     "register_refiner",
 ]

@@ -81,7 +81,7 @@ class BlockTask:
 
 
 class Refiner:
-    """Changes the values of kept weights, and not the masks, except for `DSnoT`."""
+    """Changes the values of kept weights, and not the masks, except for `DSnoT` and `Swap`."""
 
 
 class LayerRefiner(Refiner, ABC):

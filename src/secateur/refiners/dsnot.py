@@ -32,7 +32,7 @@ class DSnoT(LayerRefiner):
     Restored weights get their dense value, and kept ones stay as they are. Unlike in the paper, a row stops before an
     exchange that would not reduce its error.
 
-    It is the only refiner that changes masks, so it comes before all others.
+    It changes masks, so it comes before refiners that do not.
 
     Attributes:
         cycles: Maximum number of exchanges per row, ≥ 1.

@@ -49,8 +49,8 @@ def prune(
     refine: Annotated[
         list[str] | None,
         typer.Option(
-            help="Refiner of the kept weights: dsnot, pcg, block or distill. For channels and heads: ridge, bias, "
-            "block or distill. Can be repeated.",
+            help="Refiner of the kept weights: dsnot, swap, pcg, block or distill. For channels and heads: ridge, "
+            "bias, block or distill. Can be repeated.",
             autocompletion=complete_names(REFINERS),
         ),
     ] = None,
