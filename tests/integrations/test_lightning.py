@@ -226,10 +226,9 @@ def test_two_callbacks_are_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, PruningCallback(CONFIG), PruningCallback(CONFIG))
 
 
-def test_sharding_strategies_are_refused_at_once(tmp_path: Path) -> None:
-    class DeepSpeedStrategy(lightning.pytorch.strategies.SingleDeviceStrategy):
-        pass
-
-    trainer = make_trainer(tmp_path, PruningCallback(CONFIG), strategy=DeepSpeedStrategy("cpu"), accelerator="auto")
-    with pytest.raises(UnsupportedModelError, match="DeepSpeedStrategy cannot be used with PruningCallback"):
+@pytest.mark.parametrize("name", ["DeepSpeedStrategy", "FSDPStrategy"])
+def test_strategies_that_do_not_keep_each_weight_are_refused_at_once(tmp_path: Path, name: str) -> None:
+    kind = type(name, (lightning.pytorch.strategies.SingleDeviceStrategy,), {})
+    trainer = make_trainer(tmp_path, PruningCallback(CONFIG), strategy=kind("cpu"), accelerator="auto")
+    with pytest.raises(UnsupportedModelError, match=f"{name} cannot be used with PruningCallback"):
         trainer.fit(Net(), make_loader())

@@ -15,14 +15,19 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException  # n
 from lightning.pytorch import Callback, LightningModule, Trainer  # noqa: E402
 from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
+from secateur.distributed.pytorch.shards import reshard  # noqa: E402
 from secateur.integrations.pytorch.callback_run import CallbackMembers, CallbackRun  # noqa: E402
+from secateur.integrations.pytorch.sharding import gather_state  # noqa: E402
 
 __all__ = ["PruningCallback"]
 
 logger = logging.getLogger(__name__)
 
-UNSUPPORTED = ("DeepSpeedStrategy", "FSDPStrategy", "ModelParallelStrategy")
-"""Strategies that shard weights, or train copies of them."""
+UNSUPPORTED = {
+    "DeepSpeedStrategy": "it trains copies of the weights, which Secateur does not set to zero",
+    "FSDPStrategy": "it flattens the weights of several layers into one vector (FSDP 1)",
+}
+"""Strategy → why it is refused."""
 
 
 class PruningCallback(CallbackMembers, Callback):
@@ -31,7 +36,8 @@ class PruningCallback(CallbackMembers, Callback):
     Steps are optimizer steps; with several optimizers, a step counts when every optimizer with pruned weights has made
     it. Checkpoints contain the state of the pruner, and ``fit(ckpt_path=...)`` resumes with the same bits. When the
     target is reached, each ``ModelCheckpoint`` with a monitor forgets its scores, so that its best checkpoint has
-    reached the target. The metric `sparsity` is logged after every epoch.
+    reached the target. The metric `sparsity` is logged after every epoch. The module may be sharded by FSDP2 in its
+    ``configure_model``, with ``ModelParallelStrategy``.
 
     Args:
         config: A `PruningConfig`, or a mapping with the same keys.
@@ -88,10 +94,11 @@ class PruningCallback(CallbackMembers, Callback):
         self._loaded: dict[str, Any] | None = None
         self._first_step = 0  # of the trainer, when the run began
         self._was_complete = False
+        self._is_writer = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies that pruning does not support."""
-        self._stage = stage
+        self._stage, self._is_writer = stage, trainer.is_global_zero
         if stage == "fit":
             _refuse_strategy(trainer)
 
@@ -132,15 +139,17 @@ class PruningCallback(CallbackMembers, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the run."""
         if self._run.finalizes and self.pruner is not None:
+            if self._run.is_sharded:
+                reshard(pl_module)  # a validation leaves whole weights in the module, of which a part may be pruned
             self._run.finalize()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state for a checkpoint: tensors and plain values."""
+        """Return the state for a checkpoint: tensors, which are gathered if weights are sharded, and plain values."""
         if self._loaded is not None:
             return self._loaded
         if self.pruner is None:
             return {}
-        return {"pruner": self.pruner.state_dict(), "first_step": self._first_step}
+        return {"pruner": gather_state(self.pruner, keeps=self._is_writer), "first_step": self._first_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of a checkpoint until training starts."""
@@ -152,8 +161,8 @@ def _refuse_strategy(trainer: Trainer) -> None:
     for kind in type(trainer.strategy).__mro__:
         if kind.__name__ in UNSUPPORTED:
             raise UnsupportedModelError(
-                f"{kind.__name__} cannot be used with PruningCallback: it shards weights, or trains copies of them. "
-                f"Use strategy='ddp', or one device."
+                f"{kind.__name__} cannot be used with PruningCallback: {UNSUPPORTED[kind.__name__]}. Use "
+                f"ModelParallelStrategy, strategy='ddp', or one device."
             )
 
 
