@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
@@ -54,6 +54,13 @@ def shard_with_tensors(model: nn.Sequential) -> nn.Module:
     return shard(model, mesh=mesh["data"]) if size > 2 else model
 
 
+def compile_layers(model: nn.Module) -> nn.Module:
+    """Compile what each layer computes, without code generation, which takes seconds."""
+    for layer in model.children():
+        layer.forward = torch.compile(layer.forward, backend="aot_eager")
+    return model
+
+
 def leave(model: nn.Module) -> nn.Module:
     """Do not shard."""
     return model
@@ -66,6 +73,8 @@ DIVISIONS: dict[str, Callable[[Any], nn.Module]] = {
     "hybrid": shard_hybrid,
     "tensors": shard_with_tensors,
     "bfloat16": lambda model: shard(model, mp_policy=MixedPrecisionPolicy(torch.bfloat16)),
+    "offloaded": lambda model: shard(model, offload_policy=CPUOffloadPolicy(pin_memory=False)),
+    "compiled": lambda model: shard(compile_layers(model)),
 }
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
