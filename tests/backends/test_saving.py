@@ -46,6 +46,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "lock": {"kind": "pattern_lock"},
     "magnitude, keep zeros": {"criterion": "magnitude", "keep_zeros": True},
     "lasso": {"reg_type": "group_lasso", "reg_coeff": 0.05},
+    "sr_ste": {"kind": "sr_ste", "criterion": "magnitude", "pattern": "2:4", "target_sparsity": None},
     "rigl and set": {
         "kind": "rigl",
         "criterion": "magnitude",

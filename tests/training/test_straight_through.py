@@ -130,9 +130,8 @@ def test_pruned_weights_are_zero_for_everything_but_the_step() -> None:
     assert set(seen) == {0, 512}
 
 
-def test_an_interrupted_step_leaves_zeros_and_the_latent_weights_of_the_step_before() -> None:
-    trial = begin(SR_STE, optimizer="sgd").train(range(4))
-    latent = {name: values.clone() for name, values in trial.pruner.state_dict()["runs"][0]["latent"].items()}
+def interrupt_step(trial: Trial) -> None:
+    """Make step 5, and end it after the optimizer has changed the weights."""
     trial.model.zero_grad()
     backward(trial.model, 4)
     handle = trial.optimizer.register_step_post_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -140,10 +139,45 @@ def test_an_interrupted_step_leaves_zeros_and_the_latent_weights_of_the_step_bef
     with pytest.raises(KeyboardInterrupt):
         trial.optimizer.step()
     handle.remove()
+
+
+def test_after_an_interrupt_training_continues_with_the_latent_weights_of_the_step_before() -> None:
+    trial = begin(SR_STE, optimizer="sgd").train(range(4))
+    latent = {name: values.clone() for name, values in trial.pruner.state_dict()["runs"][0]["latent"].items()}
+    interrupt_step(trial)
     assert revived(trial.pruner) != []
+    masks = trial.pruner.masks
+    for group in trial.optimizer.param_groups:
+        group["lr"] = 0.0
+    trial.train([4])  # continues with the latent weights of the step before
+    after = trial.pruner.state_dict()["runs"][0]["latent"]
+    assert all(torch.equal(after[name][~mask], latent[name][~mask]) for name, mask in masks.items())
+
+
+def test_closing_after_an_interrupt_sets_pruned_weights_to_zero() -> None:
+    trial = begin(SR_STE, optimizer="sgd").train(range(4))
+    masks = trial.pruner.masks
+    interrupt_step(trial)
     trial.pruner.close()
-    assert all((trial.model.get_submodule(name).weight == 0).sum() >= 256 for name in latent)
-    assert equal_states(trial.pruner.state_dict()["runs"][0]["latent"], latent)
+    assert not any(trial.model.get_submodule(name).weight[~mask].any() for name, mask in masks.items())
+
+
+class Nested(torch.optim.SGD):
+    """Its step calls that of its base class, so hooks run twice."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_a_step_that_calls_the_step_of_its_base_class_is_one_step() -> None:
+    runs = []
+    for kind in (torch.optim.SGD, Nested):
+        model = mlp()
+        optimizer = kind(model.parameters(), lr=0.1)
+        runs.append(Trial(model, optimizer, secateur.prepare(model, SR_STE, optimizer)).train(range(STEPS)))
+    plain, nested = runs
+    assert nested.pruner.step == STEPS
+    assert equal_states(nested.model.state_dict(), plain.model.state_dict())
 
 
 def test_after_the_last_update_only_kept_weights_train() -> None:

@@ -36,12 +36,8 @@ class StraightThroughUpdater(MaskUpdater):
     def advance(self, step: int, stream: Stream, masks: Mapping[str, Array]) -> dict[str, Array] | None:  # noqa: ARG002
         """See `MaskUpdater.advance`."""
         scores = {name: stream(name, None) for name in self.pattern.units}
-        if self.keep is None:
-            counts = {name: 0 if self.pattern.is_frozen(name) else count for name, count in self._counts.items()}
-            keep = self.pattern.select_units(scores, counts)
-        else:
-            frozen = {name: kept for name, kept in self.keep.items() if self.pattern.is_frozen(name)}
-            counts = {name: count for name, count in self._counts.items() if name not in frozen}
-            keep = self.pattern.select_units({name: scores[name] for name in counts}, counts) | frozen
+        counts = {name: 0 if self.pattern.is_frozen(name) else count for name, count in self._counts.items()}
+        frozen = {name: kept for name, kept in (self.keep or {}).items() if self.pattern.is_frozen(name)}
+        keep = self.pattern.select_units(scores, counts) | frozen
         self.keep, self.requested = keep, self.schedule.sparsity(step)
         return self.pattern.weight_masks(keep)

@@ -153,7 +153,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         step = get_tensor(self._iterations) + 1
         made, rates = pruner.before_step(step, {id(key): grad for key, grad in zip(variables, grads, strict=True)})
         try:
-            self.inner_optimizer.apply(grads, trainable_variables)
+            self.inner_optimizer.apply(pruner.reveal(step, variables, grads), trainable_variables)
             pruner.after_step(step, made, rates)
         except BaseException:
             # After Ctrl-C between the two, the step is not counted, but pruned weights must be zero. While a step is

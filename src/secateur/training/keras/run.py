@@ -75,6 +75,8 @@ class KerasRun(Run[TrainedKernel]):
             layout = getattr(kernel.variable, "_layout", None)
             shape = tuple(kernel.variable.shape)
             kernel.mask_variable = add(shape, "ones", dtype="bool", layout=layout, name=f"{name}_mask")
+            if self.config.kind == "sr_ste":
+                kernel.latent = add(shape, dtype=kernel.variable.dtype, layout=layout, name=f"{name}_latent")
         first = next(iter(self.weights))  # no two runs share a layer, so the names of their variables differ
         self._initial = add((8,), dtype="uint8", name=f"{first}_initial_sparsity")
         self._frozen = add((len(self.pattern.units),), dtype="bool", name=f"{first}_frozen")
@@ -177,6 +179,11 @@ class KerasRun(Run[TrainedKernel]):
             )
             for layer, kernel in kernels.items():
                 kernel.shrink(as_array(ops.where(active, as_tensor(factors[layer]), 1.0)))
+
+    def compute_latent_decay(self, step: Any) -> tuple[Any, Any]:
+        """Return whether pruned weights train in step number `step`, and the decay of their latent values."""
+        is_active = step <= self.last_step
+        return is_active, ops.where(is_active, self.config.sr_ste_decay, 0.0)
 
     def _compute_totals(
         self, scores: AccumulatedScores, totals: Mapping[str, keras.Variable], gradients: Mapping[str, Any]
@@ -282,7 +289,7 @@ class KerasRun(Run[TrainedKernel]):
             # Before the masks are set, so that an interrupted call can be repeated.
             for layer, mask in masks.items():
                 kernel = self.weights[layer]
-                if kernel.slot is not None and kernel.mask is not None:
+                if self.growth is not None and kernel.slot is not None and kernel.mask is not None:
                     kernel.slot.clear_state(kernel.mask == self.pattern.framework.from_array(mask, kernel.stored))
         super().set_masks(masks)
 

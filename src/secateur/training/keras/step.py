@@ -13,7 +13,7 @@ import keras
 
 from secateur._array import Array, count_true
 from secateur._wording import format_list
-from secateur.errors import ConfigError, LayerError, StateError, UnsupportedModelError
+from secateur.errors import LayerError, StateError, UnsupportedModelError
 from secateur.frameworks.keras import apply_mask, find_kernel, read_array
 from secateur.masking.run import build_report, refuse_nan, refuse_violations
 from secateur.patterns import BasePattern
@@ -45,8 +45,6 @@ class PruningStep:
     def __init__(self, patterns: Sequence[BasePattern], *, is_new: bool = True) -> None:
         self.kernels = {name: TrainedKernel(name, pattern) for pattern in patterns for name in pattern.views}
         self.is_new = is_new
-        if any(pattern.config.kind == "sr_ste" for pattern in patterns):
-            raise ConfigError("kind='sr_ste' is only supported with torch. Use kind='rigl' or kind='iterative'.")
         refuse_nan(self.kernels)
         self.runs = [KerasRun(pattern, self.kernels, is_new=is_new) for pattern in patterns if pattern.views]
 
@@ -111,10 +109,36 @@ class PruningStep:
             run.accumulate_scores(step, {name: real[name] for name in run.weights if name in real}, made)
         return made, {name: slot.read_learning_rate() for name, slot in slots.items()} if self._shrinks else {}
 
+    def reveal(self, step: Any, variables: Sequence[keras.Variable], gradients: Sequence[Any]) -> Sequence[Any]:
+        """Write the latent values of pruned weights to the kernels for a step, and return its gradients with decay.
+
+        Args:
+            step: Number of the next step, from 1.
+            variables: The variables that the step changes.
+            gradients: Their gradients.
+        """
+        latent = {
+            id(kernel.variable): (run, kernel)
+            for run in self.runs
+            for kernel in run.weights.values()
+            if kernel.latent is not None
+        }
+        if not latent:
+            return gradients
+        pairs = zip(variables, gradients, strict=True)
+        return [
+            gradient
+            if gradient is None or id(variable) not in latent
+            else latent[id(variable)][1].reveal(gradient, *latent[id(variable)][0].compute_latent_decay(step))
+            for variable, gradient in pairs
+        ]
+
     def after_step(self, step: Any, made: Any, rates: Mapping[str, Any]) -> None:
         """Regularize the kernels that the optimizer changed, and set pruned weights to zero."""
         for run in self.runs:
             run.shrink(step, rates, made)
+        for kernel in self.kernels.values():
+            kernel.hide()
         self.apply_masks()
 
     def apply_masks(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from secateur._array import Array
@@ -26,12 +27,15 @@ class TrainedKernel(KernelWeight):
 
     Attributes:
         mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: the mask is only on the host.
+        latent: In a run of ``"sr_ste"``, the values of all weights after the last step, of which those of pruned
+            weights count; see `secateur.training.pytorch.latent_weight`.
         slot: The optimizer that trains the kernel; ``None``: there is none.
     """
 
     def __init__(self, name: str, pattern: BasePattern) -> None:
         super().__init__(name, pattern)
         self.mask_variable: keras.Variable | None = None
+        self.latent: keras.Variable | None = None
         self.slot: KernelSlot | None = None
 
     @property
@@ -56,6 +60,39 @@ class TrainedKernel(KernelWeight):
         if average is not None:
             apply_mask(average, mask)
 
+    def canonical(self) -> Array:
+        """See `KernelWeight.canonical`; with the latent values of pruned weights."""
+        return super().canonical() if self.latent is None else self._view.to_canonical(self._read_all())
+
+    def write_mask(self, mask: Array) -> None:
+        """See `PrunedWeight.write_mask`. Weights that are kept again get their latent values."""
+        if self.latent is not None:
+            values = self._read_all()
+            self.latent.assign(values)
+            self.variable.assign(values)
+        super().write_mask(mask)
+
+    def reveal(self, gradient: Any, is_active: Any, decay: Any) -> Any:
+        """Before a step, write the latent values to the kernel, and return the gradient with their decay.
+
+        Args:
+            gradient: The gradient of the step.
+            is_active: Whether pruned weights still train.
+            decay: The decay.
+        """
+        assert self.latent is not None
+        keep = ops.logical_or(get_tensor(self.mask_variable), ops.logical_not(is_active))
+        latent = ops.where(keep, ops.zeros((), dtype=self.latent.dtype), get_tensor(self.latent))
+        self.variable.assign(ops.where(keep, get_tensor(self.variable), latent))
+        scale = None if self.slot is None else self.slot.optimizer.loss_scale_factor
+        strength = ops.cast(decay if scale is None else decay * scale, latent.dtype)
+        return gradient + ops.cast(strength * latent, gradient.dtype)
+
+    def hide(self) -> None:
+        """After a step, keep all values as the latent ones; `apply_mask` then sets pruned weights to zero."""
+        if self.latent is not None:
+            self.latent.assign(get_tensor(self.variable))
+
     def trace_canonical(self, tensor: Any = None) -> Any:
         """Return the kernel, or a tensor of its shape, as an (O, K, I) array for a compiled step."""
         return self._view.to_canonical(self.trace_stored(tensor))
@@ -72,6 +109,12 @@ class TrainedKernel(KernelWeight):
         trace = self.trace_stored if criterion.is_elementwise else self.trace_canonical
         scores = criterion.score(trace(), None if gradient is None else trace(gradient))
         return self._view.to_canonical(scores) if criterion.is_elementwise else scores
+
+    def _read_all(self) -> Array:
+        """Return the kernel with the latent values of pruned weights, as a NumPy array of at least float32."""
+        stored, mask = self.stored, self.mask
+        values = np.array(stored) if mask is None else np.where(mask, stored, read_array(self.latent))
+        return values.astype(np.float32) if values.dtype == np.float16 else values
 
     def shrink(self, factors: Any) -> None:
         """Multiply the kernel by (O, K, I) factors in a compiled step."""

@@ -30,6 +30,7 @@ class LatentParameter(TrainedParameter):
         super().__init__(name, pattern, slot)
         self.latent: torch.Tensor | None = None
         self._is_revealed = False
+        self._decayed: tuple[int, int] | None = None  # memory and version of the last gradient that decay was added to
 
     def canonical(self) -> torch.Tensor:
         """See `ParameterWeight.canonical`; with the latent values of pruned weights."""
@@ -48,14 +49,17 @@ class LatentParameter(TrainedParameter):
 
     def reveal(self, decay: float) -> None:
         """Before a step, write the latent values to the parameter, and add their decay to its gradient."""
-        if self.latent is None or self.mask is None or self._is_revealed:
+        if self.latent is None or self.mask is None:
             return
         self.stored.copy_(self._read_all())
         gradient = self.read_gradient_memory()
-        if gradient is not None and gradient.layout == torch.strided:
+        # A step that calls the step of its base class is announced twice, with the same gradient.
+        is_new = gradient is not None and (gradient.data_ptr(), gradient._version) != self._decayed
+        if gradient is not None and is_new and gradient.layout == torch.strided:
             scale = getattr(self.slot.optimizer, "grad_scale", None)  # fused optimizers divide by it
             strength = decay if scale is None else decay * scale
             gradient.add_(torch.where(self.mask.to(self.stored.device), 0.0, strength * self.stored).to(gradient.dtype))
+            self._decayed = gradient.data_ptr(), gradient._version
         self._is_revealed = True
 
     def hide(self) -> None:

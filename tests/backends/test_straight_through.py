@@ -1,0 +1,81 @@
+"""SR-STE with Keras: the masks and weights of torch, and zeros in compiled steps."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+import secateur
+from backends.kit import CONFIG, Watch, compiled, fit, host, pruning
+from backends.test_regrowth import SHAPES, make_values
+from secateur.keras import PruningOptimizer
+
+SR_STE: dict[str, Any] = {
+    **CONFIG,
+    "kind": "sr_ste",
+    "pattern": "2:4",
+    "target_sparsity": None,
+    "criterion": "magnitude",
+    "start_step": 1,
+    "end_step": 9,
+    "pruning_frequency": 2,
+    "sr_ste_decay": 0.25,
+}
+STEPS = 11
+
+
+def train_torch(config: dict[str, Any]) -> list[dict[str, Any]]:
+    model = torch.nn.Sequential()
+    for name, (inputs, outputs) in SHAPES.items():
+        model.add_module(name, torch.nn.Linear(inputs, outputs, bias=False))
+        model.get_submodule(name).weight.data = torch.from_numpy(make_values(0)[name].T.copy())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
+    pruner = secateur.prepare(model, config, optimizer)
+    found = []
+    for step in range(STEPS):
+        for name, gradient in make_values(1 + step).items():
+            model.get_submodule(name).weight.grad = torch.from_numpy(gradient.T.copy())
+        optimizer.step()
+        weights = {name: model.get_submodule(name).weight.detach().numpy().T.copy() for name in SHAPES}
+        found.append(weights | {f"{name} mask": mask.numpy().T for name, mask in pruner.masks.items()})
+    return found
+
+
+def train_keras(config: dict[str, Any]) -> list[dict[str, Any]]:
+    layers = [keras.layers.Dense(outputs, use_bias=False, name=name) for name, (_, outputs) in SHAPES.items()]
+    model = keras.Sequential([keras.Input((16,)), *layers])
+    for name in SHAPES:
+        model.get_layer(name).kernel.assign(make_values(0)[name])
+    optimizer = PruningOptimizer(model, config, keras.optimizers.SGD(0.125))
+    found = []
+    for step in range(STEPS):
+        gradients = [keras.ops.convert_to_tensor(gradient) for gradient in make_values(1 + step).values()]
+        optimizer.apply(gradients, model.trainable_variables)
+        optimizer.update_masks()
+        weights = {name: host(model.get_layer(name).kernel) for name in SHAPES}
+        found.append(weights | {f"{name} mask": mask for name, mask in optimizer.masks.items()})
+    return found
+
+
+def test_masks_and_weights_are_those_of_torch() -> None:
+    config = {**SR_STE, "op_names": ["first", "second"]}
+    ours, theirs = train_keras(config), train_torch(config)
+    assert any((ours[0][f"{name} mask"] != ours[-1][f"{name} mask"]).any() for name in SHAPES)
+    for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        for key, values in mine.items():
+            np.testing.assert_allclose(values, other[key], rtol=1e-5, atol=1e-6, err_msg=f"{key} after {step + 1}")
+
+
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_pruned_weights_are_zero_between_steps_and_some_return(accumulated: int | None) -> None:
+    inner = keras.optimizers.Adam(0.03, gradient_accumulation_steps=accumulated)
+    model = compiled({**SR_STE, "end_step": 5 if accumulated else 9}, inner=inner)
+    before = pruning(model).masks
+    fit(model, 2, Watch())
+    masks = pruning(model).masks
+    assert any((masks[name] & ~mask).any() for name, mask in before.items())
+    report = secateur.keras.finalize(model)
+    assert report.is_complete
+    assert [layer.sparsity for layer in report.layers] == [0.5, 0.5]
