@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import secateur
+from secateur.masking.update_history import UpdateHistory, merge_histories
 from secateur.training import Pruner
 
 CONFIG = {
@@ -66,6 +67,16 @@ def test_layers_with_other_settings_are_counted_by_their_units() -> None:
     assert history.keys() == {0, 2, 6, 10}
     assert history[6] == pytest.approx(0.4 * 200 / 400)  # of layers with 200 units each
     assert history[10] == pytest.approx((0.8 * 200 + 0.4 * 200) / 400)
+
+
+def test_updates_that_a_run_has_not_reached_yet_are_left_out() -> None:
+    history = UpdateHistory()
+    history.start(0, 0.0)
+    history.record(4, before=0.0, after=0.2)
+    history.record(8, before=0.2, after=0.4)  # undone, because the step failed
+    assert merge_histories([history], [100], last=4) == ((0, 0.0), (4, 0.2))
+    history.record(8, before=0.2, after=0.5)
+    assert merge_histories([history], [100], last=8) == ((0, 0.0), (4, 0.2), (8, 0.5))
 
 
 def test_a_locked_run_has_none() -> None:

@@ -159,7 +159,7 @@ class ArtifactReport(Report):
         )
         return Summary(
             title=self.title,
-            headlines=tuple(self.footer[:1]),
+            headlines=tuple(self.footer[:1]) if self.is_packed else (),
             measures=(size,) if self.is_packed else (),
             layers=tuple(row.record() for row in self.tensors),
             notes=tuple(self.footer[1:]),

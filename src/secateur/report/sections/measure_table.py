@@ -17,11 +17,12 @@ def make_measure_table(summary: Summary) -> dict[str, Any] | None:
     rows = []
     for measure in summary.measures:
         longest = max(measure.dense, measure.present) or 1
+        unit = "" if measure.unit == measure.name else measure.unit
         rows.append(
             {
                 "name": measure.name,
-                "dense": format_amount(measure.dense, measure.unit),
-                "present": format_amount(measure.present, measure.unit),
+                "dense": format_amount(measure.dense, unit),
+                "present": format_amount(measure.present, unit),
                 "ratio": "" if measure.ratio is None else f"{measure.ratio:.2f}",
                 "dense_share": measure.dense / longest,
                 "present_share": measure.present / longest,

@@ -4,12 +4,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
     button.append(...heading.childNodes);
     heading.append(button);
     button.addEventListener("click", () => {
-      const falls = heading.getAttribute("aria-sort") === "descending" || !heading.classList.contains("number") && !heading.hasAttribute("aria-sort");
+      const rises = heading.getAttribute("aria-sort") === "descending" || !heading.classList.contains("number") && !heading.hasAttribute("aria-sort");
       const key = (row) => row.cells[index].dataset.key ?? row.cells[index].textContent;
-      const compare = (a, b) => heading.classList.contains("number") ? key(a) - key(b) : key(a).localeCompare(key(b), undefined, { numeric: true });
-      const rows = [...table.tBodies[0].rows].sort((a, b) => falls ? compare(a, b) : compare(b, a));
+      const compare = (a, b) => heading.classList.contains("number") ? a - b : a.localeCompare(b, undefined, { numeric: true });
+      const order = (a, b) => !key(a) - !key(b) || (rises ? compare(key(a), key(b)) : compare(key(b), key(a)));
+      const rows = [...table.tBodies[0].rows].sort(order);
       table.tHead.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
-      heading.setAttribute("aria-sort", falls ? "ascending" : "descending");
+      heading.setAttribute("aria-sort", rises ? "ascending" : "descending");
       table.tBodies[0].append(...rows);
     });
   });
