@@ -11,6 +11,7 @@ from torch import nn
 import secateur
 from cli.kit import model, run
 from cli.test_cli import find_line
+from secateur.oneshot import Execution, Progress
 
 EVIL = "<script>alert(1)</script>"
 
@@ -56,6 +57,20 @@ def test_what_cannot_be_read_or_written_is_named(arguments: tuple[str, ...], cod
     result = run(*arguments)
     assert result.exit_code == code
     assert message in " ".join(result.output.split())
+
+
+def test_a_report_of_an_unfinished_run_says_so() -> None:
+    def stop(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    execution = Execution(folder="out.part", progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        secateur.prune(model(), "2:4", calibration=[torch.randn(8, 8)], solver="wanda", execution=execution)
+    result = run("report", "out.part")
+    assert result.exit_code == 0, result.stderr
+    page = Path("out.part.html").read_text("utf-8")
+    assert "This run is not complete." in page
+    assert "not pruned yet: the run ended before" in page
 
 
 @pytest.fixture

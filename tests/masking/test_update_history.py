@@ -40,7 +40,7 @@ def test_the_history_has_the_start_and_the_share_after_each_update() -> None:
     seen = {0: 0.0}
     for _ in range(12):
         train(optimizer, net, 1)
-        if pruner.step in (2, 6, 10):
+        if pruner.step in (6, 10):  # at step 2, the first update asks for no more than before
             seen[pruner.step] = pruner.report().unit_sparsity
     report = pruner.finalize()
     assert dict(report.history) == pytest.approx(seen)
@@ -64,7 +64,7 @@ def test_layers_with_other_settings_are_counted_by_their_units() -> None:
     pruner, optimizer, net = prepare(CONFIG | {"layers": later})
     train(optimizer, net, 10)
     history = dict(pruner.report().history)
-    assert history.keys() == {0, 2, 6, 10}
+    assert history.keys() == {0, 6, 10}
     assert history[6] == pytest.approx(0.4 * 200 / 400)  # of layers with 200 units each
     assert history[10] == pytest.approx((0.8 * 200 + 0.4 * 200) / 400)
 
@@ -77,6 +77,12 @@ def test_updates_that_a_run_has_not_reached_yet_are_left_out() -> None:
     assert merge_histories([history], [100], last=4) == ((0, 0.0), (4, 0.2))
     history.record(8, before=0.2, after=0.5)
     assert merge_histories([history], [100], last=8) == ((0, 0.0), (4, 0.2), (8, 0.5))
+
+
+def test_a_progressive_run_counts_units_once_they_are_whole() -> None:
+    pruner, optimizer, net = prepare(CONFIG | {"kind": "progressive", "progressive_steps": 2})
+    train(optimizer, net, 12)
+    assert dict(pruner.report().history) == pytest.approx({0: 0.0, 6: 0.4, 10: 0.8})
 
 
 def test_a_locked_run_has_none() -> None:

@@ -1,4 +1,4 @@
-"""Remember how sparse a run was after each update."""
+"""Remember how sparse a run was after each update that changed it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ __all__ = ["UpdateHistory", "merge_histories"]
 
 
 class UpdateHistory:
-    """The share of units pruned after each update of a run.
+    """The share of units pruned after each update of a run that changed it.
 
-    It is not saved: after a state was loaded, it starts anew.
+    Progressive runs prune the weights of units in parts; a unit counts once all of them are pruned. The history is not
+    saved: after a state was loaded, it starts anew.
 
     Attributes:
         shares: Step → share of units pruned after it, in [0, 1].
@@ -40,7 +41,8 @@ class UpdateHistory:
         self.shares = {past: share for past, share in self.shares.items() if past < step}
         if not self.shares or next(reversed(self.shares.values())) != before:
             self.shares, self.before = {}, before
-        self.shares[step] = after
+        if not self.shares or after != before:
+            self.shares[step] = after
 
     def find_share(self, step: int) -> float | None:
         """Return the share after a step; ``None``: nothing is known."""

@@ -106,7 +106,8 @@ class PruningReport(Report):
         model_weights: Number of parameters of the whole model; shared parameters count once.
         configs: The configurations of the run; layers with equal settings share one.
         groups: The units with slices in several layers.
-        history: Share of units pruned after each update of the masks since the run was prepared: (step, share).
+        history: Share of units pruned after each update that changed it, since the run was prepared or its state was
+            loaded: (step, share).
     """
 
     computed: ClassVar[tuple[str, ...]] = ("sparsity", "unit_sparsity", "model_sparsity", "is_complete")

@@ -81,7 +81,7 @@ class Summary(Record):
         measures: What was measured before and after.
         layers: The layers, in the order of the model.
         groups: The groups of units.
-        history: Share of units pruned after each update: (step, share).
+        history: Share of units pruned after each update that changed it: (step, share).
         last_step: Step at which the schedule ends; ``None``: there is no schedule.
         warnings: Why measures may mislead.
         notes: What else is worth knowing.
