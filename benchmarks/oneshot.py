@@ -104,7 +104,7 @@ METHODS = {
     "alps + pcg": Method(ALPS(), (PCG(),)),
     "alps + swap": Method(ALPS(), (Swap(),)),
     "alps + block": Method(ALPS(), (Block(),)),
-    "alps + block + distill": Method(ALPS(), (Block(), Distill(steps=24))),
+    "alps + block + distill": Method(ALPS(), (Block(), Distill(steps=48))),
     "wanda, global": Method(Wanda(), allocation="global"),
     "wanda, owl": Method(Wanda(), allocation="owl"),
     "wanda, sensitivity": Method(Wanda(), allocation="sensitivity"),

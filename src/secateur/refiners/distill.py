@@ -71,8 +71,8 @@ class Distill(ModelRefiner):
 
     steps: int = 64
     minutes: float | None = None
-    rate: float = 0.002
-    batches_per_step: int = 4
+    rate: float = 0.001
+    batches_per_step: int = 2
     classes: int = 256
 
     def __post_init__(self) -> None:
