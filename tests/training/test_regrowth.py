@@ -253,6 +253,13 @@ def test_what_a_run_cannot_do_is_said_before_it_changes_anything() -> None:
     assert secateur.prepare(model, {**RIGL, "kind": "set"}, SAM(model.parameters(), torch.optim.SGD)).sparsity == 0.75
 
 
+def test_a_run_that_ended_early_has_its_target_but_not_its_final_masks() -> None:
+    report = begin(RIGL).train(range(4)).pruner.finalize()
+    assert not report.is_complete
+    assert report.unit_sparsity == 0.75
+    assert "Masks would still have changed: stopped at step 4 of 10." in str(report)
+
+
 def test_the_plan_says_what_each_layer_keeps() -> None:
     plan = secateur.plan(mlp(), RIGL)
     pruned = {layer.name: layer.pruned_weights / layer.weights for layer in begin(RIGL).pruner.report().layers}

@@ -142,7 +142,7 @@ class PruningReport(Report):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run reached its last step, and therefore its target."""
+        """Whether the run reached its last step, and therefore its target and its final masks."""
         return self.step >= self.last_step
 
     def summarize(self) -> Summary:
@@ -225,7 +225,9 @@ class PruningReport(Report):
                 f"{format_list(f'{group.name!r} ({group.units})' for group in narrow)}."
             )
         if not self.is_complete:
-            lines.append(f"The target was not reached: stopped at step {self.step} of {self.last_step}.")
+            has_target = bool(self.configs) and all(config.has_regrowth for config in self.configs)
+            reason = "Masks would still have changed" if has_target else "The target was not reached"
+            lines.append(f"{reason}: stopped at step {self.step} of {self.last_step}.")
         return lines
 
     def _find_narrow_groups(self) -> list[GroupResult]:
