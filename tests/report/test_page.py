@@ -21,6 +21,7 @@ from secateur.report.images import encode_png
 from secateur.report.quantities import format_amount, format_change, format_share
 from secateur.report.sections import (
     make_dense_layers,
+    make_error_profile,
     make_history,
     make_layer_table,
     make_measure_table,
@@ -271,6 +272,22 @@ def test_layers_lie_on_and_below_the_roof_of_the_dense_ones() -> None:
     assert slow_point["dense"] > fast["dense"] > fast["sparse"]  # up is less
     assert (slow_point["sparse"], fast["is_chosen"], slow_point["is_chosen"]) == (None, True, False)
     assert make_roofline(replace(FULL, layers=(replace(slow, rows=None),))) is None
+
+
+def test_the_losses_of_many_layers_are_drawn_in_their_order() -> None:
+    errors = [0.1 * number for number in range(10)]
+    layers = [LayerRecord(name=f"fc<{number}>", error=error) for number, error in enumerate(errors)]
+    layers.insert(3, LayerRecord(name="other", sparsity=0.5))
+    layers.insert(5, LayerRecord(name="broken", error=float("nan")))
+    summary = Summary(title="net", layers=tuple(layers))
+    content = make_error_profile(summary)
+    assert content is not None
+    xs, heights = ([stem[axis] for stem in content["stems"]] for axis in "xy")
+    assert np.diff(xs) == pytest.approx([640 / 11] * 9, abs=0.1)
+    assert [252 - height for height in heights] == pytest.approx([236 * error / 0.945 for error in errors], abs=0.1)
+    assert "error_profile" in Reader(render_page(summary)).sections
+    few = Summary(title="net", layers=tuple(layer for layer in layers if layer.name < "fc<7"))
+    assert make_error_profile(few) is None
 
 
 def decode_png(data: bytes) -> npt.NDArray[np.uint8]:

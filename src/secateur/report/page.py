@@ -17,6 +17,7 @@ from secateur.report.masks import Mask, read_masks
 from secateur.report.sections import (
     Thumbnail,
     make_dense_layers,
+    make_error_profile,
     make_history,
     make_layer_table,
     make_mask_gallery,
@@ -54,6 +55,7 @@ SECTIONS = (
     Section("run_description", "What was done", make_run_description),
     Section("measure_table", "Before and after", make_measure_table),
     Section("history", "Sparsity over steps", make_history),
+    Section("error_profile", "What the layers lost", make_error_profile),
     Section("layer_table", "Layers", make_layer_table),
     Section("unit_groups", "Channels and heads", make_unit_groups),
     Section("roofline", "Roofline", make_roofline),

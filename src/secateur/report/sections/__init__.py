@@ -5,6 +5,7 @@ in `secateur.report.page.SECTIONS`.
 """
 
 from secateur.report.sections.charts_over_steps import make_history
+from secateur.report.sections.error_profile import make_error_profile
 from secateur.report.sections.kept_dense import make_dense_layers
 from secateur.report.sections.layer_table import make_layer_table
 from secateur.report.sections.mask_gallery import Thumbnail, make_mask_gallery, make_thumbnail
@@ -17,6 +18,7 @@ from secateur.report.sections.verdict import make_verdict
 __all__ = [
     "Thumbnail",
     "make_dense_layers",
+    "make_error_profile",
     "make_history",
     "make_layer_table",
     "make_mask_gallery",
