@@ -66,6 +66,7 @@ OPTIONS: dict[str, list[list[str]]] = {
     "verify": [["--pattern", "2:4"], ["--pattern", "1x1"], ["--pattern", "\x1b"], ["--pattern", "x" * 9_000]],
     "inspect": [["--picture", "m.png"], ["--picture", "no/m.png"], ["--weights", "net.safetensors"]],
     "convert": [["--dense"]],
+    "report": [["--out", "r.html"], ["--out", "no/r.html"], ["--out", "\0"], ["--out", "."]],
     "prune": [
         ["--out", "out"],
         ["--out", "\0"],

@@ -185,8 +185,12 @@ def test_markup_in_names_and_texts_is_shown_and_not_run() -> None:
 
 def test_control_characters_in_names_are_escaped() -> None:
     layer = LayerRecord(name="a\x1b[2J\u202eb", sparsity=0.5)
-    page = render_page(Summary(title="\u202enet", layers=(layer,)))
+    strange = {"\u202ekey": "\x1bvalue" + "\n" * 9_000}
+    page = render_page(
+        Summary(title="\u202enet", layers=(layer,), facts=strange, digests=strange, configs=(strange,), notes=("\x1b",))
+    )
     assert "\x1b" not in page
+    assert "shortened" not in page
     assert "\u202e" not in page
     assert r"a\x1b[2J\u202eb" in Reader(page).text
 

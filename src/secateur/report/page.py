@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._packages import require_packages
-from secateur._wording import make_printable_line
+from secateur._wording import make_printable, make_printable_line
 from secateur.artifact import inspect
 from secateur.errors import ConfigError
 from secateur.report.environment import describe_environment
@@ -49,6 +49,9 @@ class Section:
     make: Callable[[Any], dict[str, Any] | None]
     reads_masks: bool = False
 
+
+ESCAPE_LENGTH = 10
+"""Maximum number of characters that stand for one, as in ``\\U0001f600``."""
 
 SECTIONS = (
     Section("verdict", "Verdict", make_verdict),
@@ -134,6 +137,7 @@ def render_page(summary: Summary, thumbnails: Sequence[Thumbnail] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
+        finalize=_escape_control_characters,
     )
     contents = [(section, section.make(thumbnails if section.reads_masks else summary)) for section in SECTIONS]
     return templates.get_template("page.html.jinja").render(
@@ -142,6 +146,13 @@ def render_page(summary: Summary, thumbnails: Sequence[Thumbnail] = ()) -> str:
         sections=[(section, content) for section, content in contents if content is not None],
         environment=describe_environment(),
     )
+
+
+def _escape_control_characters(value: Any) -> Any:
+    """Escape text that may come from files; what templates have made of it, which is marked as HTML, is safe."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return make_printable(value, limit=ESCAPE_LENGTH * (len(value) + 1))
 
 
 def _make_write_error(path: str | Path, reason: str | None) -> ConfigError:
