@@ -180,6 +180,21 @@ def test_a_step_that_calls_the_step_of_its_base_class_is_one_step() -> None:
     assert equal_states(nested.model.state_dict(), plain.model.state_dict())
 
 
+def test_decay_is_added_in_every_step_however_often_gradients_were_written() -> None:
+    def train_scaled(odd: int) -> Trial:
+        trial = begin(SR_STE, optimizer="sgd")
+        for step in range(STEPS):
+            trial.optimizer.zero_grad()  # frees gradients, so that the next ones can have the same memory
+            backward(trial.model, step)
+            for _ in range(step % 2 * odd):
+                for parameter in trial.model.parameters():
+                    parameter.grad.mul_(1.0)
+            trial.optimizer.step()
+        return trial
+
+    assert equal_states(train_scaled(odd=0).model.state_dict(), train_scaled(odd=1).model.state_dict())
+
+
 def test_after_the_last_update_only_kept_weights_train() -> None:
     trial = begin(SR_STE).train(range(STEPS))
     assert trial.pruner.state_dict()["runs"][0]["latent"] == {}

@@ -30,7 +30,7 @@ class LatentParameter(TrainedParameter):
         super().__init__(name, pattern, slot)
         self.latent: torch.Tensor | None = None
         self._is_revealed = False
-        self._decayed: tuple[int, int] | None = None  # memory and version of the last gradient that decay was added to
+        self._decayed: tuple[int, int] | None = None  # memory and version of the gradient of an open step
 
     def canonical(self) -> torch.Tensor:
         """See `ParameterWeight.canonical`; with the latent values of pruned weights."""
@@ -66,7 +66,7 @@ class LatentParameter(TrainedParameter):
         """After a step, keep all values as the latent ones; `apply_mask` then sets pruned weights to zero."""
         if self._is_revealed:
             self.latent = self.stored.clone()
-            self._is_revealed = False
+            self._is_revealed, self._decayed = False, None
 
     def apply_mask(self) -> None:
         """See `TrainedParameter.apply_mask`. A step that failed leaves the latent values as they were."""
