@@ -68,6 +68,31 @@ def test_masks_and_weights_are_those_of_torch() -> None:
             np.testing.assert_allclose(values, other[key], rtol=1e-5, atol=1e-6, err_msg=f"{key} after {step + 1}")
 
 
+class Recorder(keras.optimizers.SGD):
+    """Notes how many weights are zero when a step begins."""
+
+    def __init__(self) -> None:
+        super().__init__(0.125)
+        self.zeros: list[int] = []
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        self.zeros.append(int((host(variable) == 0).sum()))
+        super().update_step(gradient, variable, learning_rate)
+
+
+def test_the_inner_optimizer_sees_pruned_weights_until_the_last_update() -> None:
+    """Optimizers such as LAMB depend on the norm of all weights."""
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(24, use_bias=False, name="first")])
+    model.get_layer("first").kernel.assign(make_values(0)["first"] + 0.1)
+    recorder = Recorder()
+    optimizer = PruningOptimizer(model, SR_STE, recorder)
+    for step in range(STEPS):
+        optimizer.apply([keras.ops.convert_to_tensor(make_values(1 + step)["first"])], model.trainable_variables)
+        optimizer.update_masks()
+    assert max(recorder.zeros[:9]) < 10
+    assert recorder.zeros[9:] == [192, 192]
+
+
 @pytest.mark.parametrize("accumulated", [None, 2])
 def test_pruned_weights_are_zero_between_steps_and_some_return(accumulated: int | None) -> None:
     inner = keras.optimizers.Adam(0.03, gradient_accumulation_steps=accumulated)
