@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from secateur import models as models
     from secateur import oneshot as oneshot
     from secateur import patterns as patterns
+    from secateur import permutation as permutation
     from secateur import planning as planning
     from secateur import refiners as refiners
     from secateur import report as report

@@ -1,0 +1,55 @@
+"""Reorder the hidden channels of a model so that N:M prunes less important weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from secateur.config import ConfigLike
+from secateur.frameworks import import_leaf
+from secateur.permutation.report import PermutationReport
+
+__all__ = ["PermutationReport", "permute_channels"]
+
+
+def permute_channels(model: Any, config: ConfigLike, *, calibration: Iterable[Any]) -> PermutationReport:
+    """Reorder the hidden channels of a torch model for an N:M pattern, in place, before it is pruned.
+
+    The order of hidden channels, such as the neurons of a feed-forward network or the channels of a convolution, does
+    not matter to a dense model, if all layers that compute or read them agree. It decides which weights share a group
+    of N:M. The best order is searched for the scores of all layers that read the channels: squared weights × energy of
+    their inputs. Then all members of the group are reordered. The model computes the same as before, which is checked
+    on the first batch, and nothing is added to it.
+
+    Channels that a norm combines, as in the residual stream of language models, and heads keep their order. The search
+    takes about half a minute of one core for 1,536 channels that 576 rows read.
+
+    Args:
+        model: A torch module.
+        config: How the model will be pruned: as for `secateur.prune`. Only its layers with an N:M pattern matter.
+        calibration: Batches as for `secateur.prune`.
+
+    Returns:
+        The groups of channels, and the kept scores before and after.
+
+    Raises:
+        CalibrationError: The calibration data is unusable, or the outputs of the model changed; it is unchanged then.
+        UnsupportedModelError: The model has tensors that cannot change.
+
+    Source:
+        Pool and Yu, "Channel Permutations for N:M Sparsity", NeurIPS 2021.
+
+    Examples:
+        >>> import torch, secateur
+        >>> layers = torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 8)
+        >>> model = torch.nn.Sequential(*layers)
+        >>> config = {"pattern": "2:4", "op_names": ["2"]}
+        >>> batches = [torch.randn(64, 8) for _ in range(4)]
+        >>> report = secateur.permutation.permute_channels(model, config, calibration=batches)
+        >>> [group.after >= group.before for group in report.groups]
+        [True]
+        >>> secateur.prune(model, config, calibration=batches, solver="wanda").sparsity
+        0.5
+    """
+    found: PermutationReport = import_leaf("secateur.permutation", model).permute_channels(model, config, calibration)
+    return found

@@ -1,0 +1,179 @@
+"""Reordering hidden channels: the dense model computes the same, and N:M keeps more."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import secateur
+from oneshot.problems import realistic_inputs
+from secateur.errors import CalibrationError
+from secateur.permutation import permute_channels
+from secateur.permutation import pytorch as leaf
+from tiny_models import bits
+from tiny_transformers import family
+
+
+def perceptron() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 24), nn.GELU(), nn.Linear(24, 8)).eval()
+
+
+def convolutions() -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(4, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 8),
+        nn.ReLU(),
+        nn.Linear(8, 4),
+    )
+    norm: Any = model[1]
+    with torch.no_grad():
+        for values in (norm.weight, norm.bias, norm.running_mean):
+            values.normal_()
+    return model.eval()
+
+
+def language_model() -> nn.Module:
+    torch.manual_seed(0)
+    return family("llama").eval()
+
+
+def batches_of(model: nn.Module) -> list[Any]:
+    torch.manual_seed(1)
+    if isinstance(model, nn.Sequential):
+        is_conv = isinstance(model[0], nn.Conv2d)
+        return [torch.randn(8, 4, 8, 8) if is_conv else realistic_inputs(32, 16, seed) for seed in range(3)]
+    return [{"input_ids": torch.randint(1, 64, (2, 12))} for _ in range(3)]
+
+
+def run(model: nn.Module, batch: Any) -> torch.Tensor:
+    with torch.no_grad():
+        outputs: torch.Tensor = model(batch) if isinstance(batch, torch.Tensor) else model(**batch).logits
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [
+        (perceptron, [("2",), ("4",)]),
+        (convolutions, [("3",), ("8",)]),
+        (language_model, [(f"model.layers.{block}.mlp.down_proj",) for block in range(3)]),
+    ],
+)
+@pytest.mark.parametrize("spec", ["2:4", "1:4"])
+def test_the_dense_model_computes_the_same_and_more_is_kept(build: Any, layers: Any, spec: str) -> None:
+    model, plain = build(), build()
+    config = {"pattern": spec, "op_names": [".*"]}
+    batches = batches_of(model)
+    report = permute_channels(model, config, calibration=batches)
+    assert [group.layers for group in report.groups] == layers
+    assert all(0 < group.before < group.after < 1 for group in report.groups[:1])
+    assert all(group.before <= group.after for group in report.groups)
+    assert bits(model) != bits(plain)
+    for batch in batches:
+        torch.testing.assert_close(run(model, batch), run(plain, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_the_reported_scores_are_what_wanda_keeps() -> None:
+    model = perceptron()
+    batches = batches_of(model)
+    report = permute_channels(model, "2:4", calibration=batches)
+    with torch.no_grad():
+        hidden = model[:2](torch.cat(batches))
+    scores = (model[2].weight.detach() * hidden.norm(dim=0)).square().numpy()
+    kept = np.sort(scores.reshape(-1, 4), axis=1)[:, 2:].sum() / scores.sum()
+    assert report.groups[0].after == pytest.approx(kept, rel=1e-4)
+
+
+def test_a_pruned_model_loses_less() -> None:
+    errors = []
+    for is_permuted in (False, True):
+        model, dense = perceptron(), perceptron()
+        batches = batches_of(model)
+        if is_permuted:
+            permute_channels(model, "2:4", calibration=batches)
+        secateur.prune(model, {"pattern": "2:4", "op_names": ["2"]}, calibration=batches, solver="wanda")
+        errors.append(float((run(model, torch.cat(batches)) - run(dense, torch.cat(batches))).square().mean()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_layers_that_share_their_inputs_are_searched_together() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.left, self.right = nn.Linear(16, 32), nn.Linear(32, 8), nn.Linear(32, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.up(x).relu()
+            return torch.cat([self.left(hidden), self.right(hidden)], dim=-1)
+
+    torch.manual_seed(0)
+    model = Forked()
+    report = permute_channels(
+        model, {"pattern": "2:4", "op_names": ["left", "right"]}, calibration=[realistic_inputs(32, 16)]
+    )
+    assert [group.layers for group in report.groups] == [("left", "right")]
+
+
+def test_all_slices_of_a_channel_move_with_it() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.conv, self.flat = nn.Conv2d(4, 16, 3), nn.Conv2d(16, 8, 1), nn.Linear(16 * 4, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.up(x).relu()
+            return torch.cat([self.conv(hidden).flatten(1), self.flat(hidden.flatten(1))], dim=-1)
+
+    torch.manual_seed(0)
+    model, images = Forked().eval(), torch.randn(8, 4, 4, 4)
+    before, expected = bits(model), run(model, images)
+    report = permute_channels(model, {"pattern": "2:4", "op_names": ["conv", "flat"]}, calibration=[images])
+    assert [group.layers for group in report.groups] == [("conv",)]
+    assert bits(model) != before
+    torch.testing.assert_close(run(model, images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_other_patterns_and_frozen_orders_stay() -> None:
+    model = perceptron()
+    before = bits(model)
+    assert (
+        permute_channels(model, {"pattern": "4x1", "target_sparsity": 0.5}, calibration=batches_of(model)).groups == ()
+    )
+    assert bits(model) == before
+    grouped = nn.Sequential(nn.Conv2d(4, 16, 3), nn.Conv2d(16, 16, 3, groups=2), nn.Conv2d(16, 8, 1)).eval()
+    before = bits(grouped)
+    report = permute_channels(grouped, {"pattern": "2:4", "op_names": ["1"]}, calibration=[torch.randn(4, 4, 8, 8)])
+    assert report.groups == ()
+    assert bits(grouped) == before
+
+
+def test_a_model_whose_outputs_change_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = perceptron()
+    before = copy.deepcopy(model.state_dict())
+    list_tensors = leaf.list_tensors
+
+    def hide_bias(model: nn.Module) -> dict[str, torch.Tensor]:
+        tensors = list_tensors(model)
+        return tensors | {"0.bias": tensors["0.bias"].clone()}
+
+    monkeypatch.setattr(leaf, "list_tensors", hide_bias)
+    with pytest.raises(CalibrationError, match="outputs of the model changed when its channels were reordered"):
+        permute_channels(model, "2:4", calibration=batches_of(model))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_equal_models_get_the_same_order() -> None:
+    first, second = perceptron(), perceptron()
+    for model in (first, second):
+        permute_channels(model, "2:4", calibration=batches_of(model))
+    assert bits(first) == bits(second)
