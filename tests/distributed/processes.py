@@ -1,6 +1,6 @@
 """Runs a function in several processes that form a process group, with a time limit.
 
-The processes are forked from one that has imported torch, so that each starts in a few hundredths of a second.
+The processes are forked from one that has imported what they need, so that each starts in a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ PRELOADED = [
     "array_api_compat.numpy",
     "array_api_compat.torch",
     "coverage",
+    "lightning.pytorch",
     "pytest",
     "secateur.oneshot.pytorch",
     "secateur.training.pytorch",
+    "sklearn.datasets",
     "torch._dynamo",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.fsdp",
     "torch.distributed.tensor.parallel",
+    "transformers.trainer",
 ]
 
 
