@@ -11,7 +11,7 @@ import torch.distributed as dist
 import secateur
 from distributed.models import CONFIG, begin, make_model, shard, train
 from distributed.processes import run_ranks
-from secateur.distributed.pytorch import meeting
+from secateur.distributed.pytorch import lockstep
 from secateur.errors import RankError
 
 LIMIT, WAIT = 100.0, 5.0
@@ -72,7 +72,7 @@ def make_mistake(folder: Path, name: str) -> str:
     """Return the error of this rank, in a process group with a short time limit."""
     rank = dist.get_rank()
     dist.destroy_process_group()
-    meeting.MAX_WAIT = timedelta(seconds=WAIT)
+    lockstep.MAX_WAIT = timedelta(seconds=WAIT)
     store = dist.FileStore(str(folder / "store of a short limit"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=20))
     try:
@@ -90,14 +90,14 @@ def make_mistake(folder: Path, name: str) -> str:
 )
 def test_a_rank_that_waits_says_for_what(name: str, waiting: int, where: str, tmp_path: Path) -> None:
     messages = run_ranks(make_mistake, 2, tmp_path, name, limit=LIMIT)
-    reason = f"RankError: Rank {waiting} waits in {where}, but others have not come within 5 s"
+    reason = f"RankError: Rank {waiting} waits in {where}, but others have not arrived within 5 s"
     assert messages[waiting].startswith(reason)
     assert messages[1 - waiting].startswith("RuntimeError: ")
 
 
 def make_mistakes(folder: Path) -> dict[str, str]:
     """Return the errors of this rank, whose rank groups go on to be used."""
-    meeting.MAX_WAIT = timedelta(seconds=LIMIT)
+    lockstep.MAX_WAIT = timedelta(seconds=LIMIT)
     rank, messages = dist.get_rank(), {}
     for name, make in MISTAKES.items():
         try:
@@ -113,7 +113,7 @@ def make_mistakes(folder: Path) -> dict[str, str]:
     return messages | {"no process group": str(found.value)}
 
 
-def test_ranks_that_meet_elsewhere_say_where(tmp_path: Path) -> None:
+def test_ranks_that_are_not_in_lockstep_say_where(tmp_path: Path) -> None:
     first, second = run_ranks(make_mistakes, 2, tmp_path, limit=LIMIT)
     assert first == second
     for name, reason in {

@@ -1,4 +1,4 @@
-"""All processes that a model is divided over, or that train copies of it."""
+"""The processes that share the shards of a model, or train replicas of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from secateur._wording import format_list
-from secateur.distributed.pytorch.meeting import meet
+from secateur.distributed.pytorch.lockstep import check_lockstep
 from secateur.distributed.pytorch.ranks import Ranks
 from secateur.distributed.pytorch.shards import is_sharded
 from secateur.errors import RankError
@@ -49,7 +49,8 @@ class RankGroups:
             if sharded := [name for name, weight in model.named_parameters() if is_sharded(weight)]:
                 raise RankError(
                     f"The model is sharded ({format_list(map(repr, sharded), limit=3)}), but there is no process "
-                    f"group. Call torch.distributed.init_process_group before, and destroy_process_group after the run."
+                    f"group. Call torch.distributed.init_process_group before the run, and destroy_process_group after "
+                    f"it."
                 )
             return cls([])
         groups: list[Any] = [
@@ -67,7 +68,7 @@ class RankGroups:
         return not self._groups
 
     def merge(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Return the union of mappings. For a key of several processes, the value of the lowest of them counts."""
+        """Return the union of mappings. If several processes have a key, the value of the lowest rank wins."""
         merged = dict(values)
         for ranks in self._groups:
             merged = {key: value for found in reversed(ranks.gather(merged)) for key, value in found.items()}
@@ -83,10 +84,10 @@ class RankGroups:
                 problem = error
         self._raise_on_all(problem, "The comparison of the ranks")
 
-    def meet(self, action: str, step: int) -> None:
-        """Compare what all processes are about to do; see `secateur.distributed.pytorch.meeting.meet`."""
+    def check_lockstep(self, action: str, step: int) -> None:
+        """See `secateur.distributed.pytorch.lockstep.check_lockstep`."""
         for ranks in self._groups:
-            meet(ranks, action, step)
+            check_lockstep(ranks, action, step)
 
     @contextmanager
     def fail_together(self, action: str) -> Iterator[None]:

@@ -92,7 +92,7 @@ class Ranks:
         return [part.to(tensor.device).view(tensor.dtype) for part in parts]
 
     def exchange(self, arrays: Tensor) -> Tensor:
-        """Send ``arrays[rank]`` to each rank, and return what each of them sent here, in the order of the ranks.
+        """Send ``arrays[rank]`` to each rank, and return what each of them sent to this one, in the order of the ranks.
 
         The arrays have the same shape and dtype on all ranks.
 

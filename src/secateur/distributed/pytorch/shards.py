@@ -2,10 +2,10 @@
 
 A process holds a *shard*: consecutive rows of the first axis, or whatever the placements say. It ranks a *part*. For
 rows, the parts are the shards, moved to the next boundary between units: a process ranks the units whose first row it
-holds, and gets their other rows from its neighbour, as stored numbers. All arithmetic is therefore on whole units, in
-the order of one process, and scores have the same bits on any number of processes. Units that span the rows of several
-processes are scored by all of them together (`secateur.patterns.shared`). Where both are impossible, every process gets
-the whole tensor and ranks all of it; this costs the size of the tensor.
+holds, and gets their other rows from its neighbor, as stored numbers. All arithmetic is therefore on whole units, in
+the order of one process, and scores are bit-identical for any number of processes. Units that span the rows of several
+processes are scored by all of them together (`secateur.patterns.shared`). Otherwise, every process gathers the whole
+tensor and ranks all of it.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class ShardRows:
     """The processes that hold the rows of a weight; see `secateur.patterns.peers.RowPeers`.
 
     Args:
-        parts: The rows, of which each process ranks those that it holds.
+        parts: The rows of each process.
     """
 
     def __init__(self, parts: RowParts) -> None:

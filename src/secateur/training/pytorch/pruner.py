@@ -255,7 +255,7 @@ class PytorchPruner:
     @property
     def sparsity(self) -> float:
         """Current share of pruned weights, over all pruned layers. If weights are sharded, all ranks must read it."""
-        self._groups.meet("sparsity", self.step)
+        self._groups.check_lockstep("sparsity", self.step)
         self._complete_update()
         free = self._free_layers
         weights = [weight for name, weight in self._weights.items() if name not in free]
@@ -279,7 +279,7 @@ class PytorchPruner:
 
     def report(self) -> PruningReport:
         """Return a report on what is pruned now."""
-        self._groups.meet("report()", self.step)
+        self._groups.check_lockstep("report()", self.step)
         self._complete_update()
         return build_report(
             self._runs,
@@ -300,7 +300,7 @@ class PytorchPruner:
             StateError: The run has already ended, or masks or weights are invalid.
         """
         self._require_active()
-        self._groups.meet("finalize()", self.step)
+        self._groups.check_lockstep("finalize()", self.step)
         refuse_violations(self._groups.merge(self._weights.find_problems(self._free_layers)))
         self._recover()
         problems = {name: reason for run in self._runs for name, reason in run.violations().items()}
@@ -313,7 +313,7 @@ class PytorchPruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to end bit-identically, as tensors and plain values."""
-        self._groups.meet("state_dict()", self.step)
+        self._groups.check_lockstep("state_dict()", self.step)
         self._complete_update()
         return {
             "format_version": FORMAT_VERSION,

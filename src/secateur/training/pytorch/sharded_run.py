@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from secateur._array import Array, to_numpy
-from secateur.distributed.pytorch.meeting import meet
+from secateur.distributed.pytorch.lockstep import check_lockstep
 from secateur.distributed.pytorch.shards import is_sharded
 from secateur.errors import LayerError, StateError
 from secateur.masking.run_options import RunOptions
@@ -51,19 +51,19 @@ class ShardedRun(PytorchRun):
     def accumulate_scores(self, step: int, optimizer: Any) -> None:
         """See `PytorchRun.accumulate_scores`."""
         if self._sends_in_steps and step <= self.last_step:
-            self._meet("a step of the optimizer", step - 1)
+            self._check_lockstep("a step of the optimizer", step - 1)
         super().accumulate_scores(step, optimizer)
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """See `Run.masks_after`. A ranking reads scores several times, and collects the rows that they need once."""
         if self.updater.changes_masks(step):
-            self._meet("a mask update", step)
+            self._check_lockstep("a mask update", step)
         with self.scores.cache():
             return super().masks_after(step)
 
-    def _meet(self, action: str, step: int) -> None:
+    def _check_lockstep(self, action: str, step: int) -> None:
         for ranks in self._ranks:
-            meet(ranks, action, step)
+            check_lockstep(ranks, action, step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors, and plain values as text, for `load_state_dict`."""

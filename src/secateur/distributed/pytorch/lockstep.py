@@ -1,7 +1,7 @@
-"""Compare how far processes have come before they communicate, so that a call that only some of them make is an error.
+"""Check that processes are in lockstep before they communicate, so that a call in only some of them is an error.
 
-Without this, a collective of one process meets a collective of another kind in another process, and both hang or end.
-Processes meet in a process group of their own, because one of them may be waiting in the group of the model.
+Without this check, collectives of different kinds would be matched with each other, and the processes hang or fail. It
+uses a separate process group, because a process may be waiting in the group of the model.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import torch.distributed as dist
 from secateur.distributed.pytorch.ranks import Ranks
 from secateur.errors import RankError
 
-__all__ = ["MAX_WAIT", "meet"]
+__all__ = ["MAX_WAIT", "check_lockstep"]
 
 MAX_WAIT = timedelta(minutes=10)
 """How long a process waits for the others."""
 
 _GROUPS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-"""Process group → the group in which its processes meet."""
+"""Process group → the separate group of its processes."""
 
 
-def meet(ranks: Ranks, action: str, step: int) -> None:
-    """Wait for the other ranks, and compare what all of them are about to do.
+def check_lockstep(ranks: Ranks, action: str, step: int) -> None:
+    """Wait for the other ranks, and check that all of them are about to do the same.
 
     Args:
         ranks: The ranks.
@@ -36,28 +36,28 @@ def meet(ranks: Ranks, action: str, step: int) -> None:
 
     Raises:
         RankError: The ranks are about to do different things, or after different numbers of steps: all of them raise
-            it. Or some have not come after `MAX_WAIT`: those that have come raise it.
+            it. Or some ranks have not arrived after `MAX_WAIT`: those that have arrived raise it.
 
     Examples:
-        >>> meet(Ranks(), "finalize()", 10)
+        >>> check_lockstep(Ranks(), "finalize()", 10)
     """
     if ranks.size == 1:
         return
     group = _find_group(ranks)
-    there = Ranks.join(group)
+    separate = Ranks.join(group)
     try:
         dist.monitored_barrier(group, MAX_WAIT, wait_all_ranks=True)
-        places = there.gather_tensors(torch.tensor([zlib.crc32(action.encode()), step]))
+        places = separate.gather_tensors(torch.tensor([zlib.crc32(action.encode()), step]))
         if any(not torch.equal(place, places[0]) for place in places):
-            _refuse_other_places(there.gather((action, step)))
+            _refuse_other_places(separate.gather((action, step)))
     except RuntimeError as error:
         if isinstance(error, RankError):
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise RankError(
-            f"Rank {dist.get_rank()} waits in {action} after {step} steps, but others have not come within "
-            f"{MAX_WAIT.total_seconds():g} s ({reason}). All ranks must take the same number of steps, and make the "
-            f"same calls of the pruner. Give every rank the same number of batches."
+            f"Rank {dist.get_rank()} waits in {action} after {step} steps, but others have not arrived within "
+            f"{MAX_WAIT.total_seconds():g} s ({reason}). All ranks must take the same number of steps, and call "
+            f"the same methods of the pruner. Give every rank the same number of batches."
         ) from error
 
 
@@ -72,6 +72,6 @@ def _find_group(ranks: Ranks) -> Any:
 def _refuse_other_places(places: list[tuple[str, int]]) -> None:
     described = "; ".join(f"rank {rank} in {action} after {step} steps" for rank, (action, step) in enumerate(places))
     raise RankError(
-        f"All ranks must take the same number of steps, and make the same calls of the pruner, found {described}. Give "
-        f"every rank the same number of batches, and skip steps on all ranks or on none."
+        f"All ranks must take the same number of steps, and call the same methods of the pruner, found {described}. "
+        f"Give every rank the same number of batches, and skip steps on all ranks or on none."
     )
