@@ -70,7 +70,7 @@ def test_a_report_of_an_unfinished_run_says_so() -> None:
     assert result.exit_code == 0, result.stderr
     page = Path("out.part.html").read_text("utf-8")
     assert "This run is not complete." in page
-    assert "not pruned yet: the run ended before" in page
+    assert "not pruned yet: the run was interrupted" in page
 
 
 @pytest.fixture

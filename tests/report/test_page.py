@@ -229,7 +229,7 @@ def test_layers_have_bars_sort_keys_and_no_empty_columns() -> None:
         "sparse ms",
         "speed-up",
         "kernel",
-        "why",
+        "reason",
     ]
     first, second = (dict(zip(headings, row["cells"], strict=True)) for row in table["rows"])
     assert (first["sparsity"]["bar"], first["lost output energy"]["bar"]) == (0.5, 0.5)

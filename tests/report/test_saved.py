@@ -120,7 +120,7 @@ def unfinished(interrupted: Path, tmp_path: Path) -> Path:
 def test_an_unfinished_run_is_marked_and_shows_what_is_finished(unfinished: Path) -> None:
     summary = summarize_saved(unfinished)
     assert summary.interruption is not None
-    assert "1 part of it is finished" in summary.interruption
+    assert "1 part is finished and stored in" in summary.interruption
     done = [layer for layer in summary.layers if layer.dense_reason is None]
     assert done
     assert all(layer.sparsity == 0.5 and layer.error is not None for layer in done)

@@ -43,10 +43,10 @@ def write_job_report(
     facts: Mapping[str, str] | None = None,
     saved: Path | None = None,
 ) -> None:
-    """Write the report of a job whose result has been printed, if a report was asked for.
+    """Write the report of a job whose result has been printed, if it was requested.
 
     Args:
-        file: The file; ``None``: no report was asked for.
+        file: The file; ``None``: no report was requested.
         result: The result of the job.
         title: What the report is about.
         facts: What else to say about the job: label → text.

@@ -1,4 +1,4 @@
-"""Show reports as pages, masks as pictures, and runs in TensorBoard."""
+"""Show reports as HTML pages, masks as pictures, and runs in TensorBoard."""
 
 from __future__ import annotations
 

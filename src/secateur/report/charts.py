@@ -9,13 +9,13 @@ from dataclasses import dataclass
 __all__ = ["BOTTOM", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "ChartAxis", "Tick", "choose_ticks"]
 
 WIDTH, HEIGHT = 720.0, 300.0
-"""Size of a chart in the units of its view box."""
+"""Size of a chart, in units of its view box."""
 
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 704.0, 16.0, 252.0
 """The edges of its plotting area."""
 
 TICKS = 5
-"""Number of intervals between ticks that is aimed at."""
+"""Target number of intervals between ticks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +23,24 @@ class Tick:
     """A labeled position on an axis.
 
     Attributes:
-        place: Where it is, in the units of the view box.
+        position: Its position, in units of the view box.
         label: Its text.
     """
 
-    place: float
+    position: float
     label: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChartAxis:
-    """Maps values to positions.
+    """An axis that maps values to positions.
 
     Attributes:
         low: Value at `start`.
         high: Value at `stop`.
         start: Position of the smallest value.
         stop: Position of the largest value.
-        is_log: Whether equal distances are equal ratios.
+        is_log: Whether the scale is logarithmic.
     """
 
     low: float
@@ -74,7 +74,7 @@ class ChartAxis:
 
 
 def choose_ticks(low: float, high: float) -> list[float]:
-    """Choose round values between two others.
+    """Choose round tick values between two bounds.
 
     Examples:
         >>> choose_ticks(0, 47)

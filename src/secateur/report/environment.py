@@ -1,4 +1,4 @@
-"""Describe the machine and the programs of this process."""
+"""Describe the machine and the package versions of this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur._wording import format_count
 __all__ = ["describe_environment"]
 
 PACKAGES = ("torch", "keras", "tensorflow", "jax", "transformers", "numpy")
-"""Packages whose versions are named if they are loaded."""
+"""Packages whose versions are reported if they are imported."""
 
 CPU_FILE = Path("/proc/cpuinfo")
 
@@ -44,7 +44,7 @@ def _find_version(package: str) -> str | None:
 
 
 def _find_processor() -> str:
-    """Return the name of the processor, or else its architecture."""
+    """Return the name of the processor, or its architecture if the name is unknown."""
     try:
         lines = CPU_FILE.read_text("utf-8").splitlines()
     except (OSError, UnicodeError):

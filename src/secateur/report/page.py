@@ -38,10 +38,10 @@ class Section:
     """A section of the page.
 
     Attributes:
-        name: Name of its template, and its address in the page.
+        name: Name of its template, and its anchor on the page.
         title: Its heading.
-        make: Returns what its template shows, given the summary; ``None``: there is no data, and no section.
-        reads_masks: Whether `make` gets the pictures of the masks instead.
+        make: Returns the variables of its template, given the summary; ``None``: the section is omitted.
+        reads_masks: Whether `make` gets the pictures of the masks instead of the summary.
     """
 
     name: str
@@ -51,19 +51,19 @@ class Section:
 
 
 ESCAPE_LENGTH = 10
-"""Maximum number of characters that stand for one, as in ``\\U0001f600``."""
+"""Maximum length of an escaped character, as in ``\\U0001f600``."""
 
 SECTIONS = (
     Section("verdict", "Verdict", make_verdict),
     Section("run_description", "What was done", make_run_description),
     Section("measure_table", "Before and after", make_measure_table),
     Section("history", "Sparsity over steps", make_history),
-    Section("error_profile", "What the layers lost", make_error_profile),
+    Section("error_profile", "Error of each layer", make_error_profile),
     Section("layer_table", "Layers", make_layer_table),
     Section("unit_groups", "Channels and heads", make_unit_groups),
     Section("roofline", "Roofline", make_roofline),
     Section("mask_gallery", "Masks", make_mask_gallery, reads_masks=True),
-    Section("dense_layers", "What stayed dense, and why", make_dense_layers),
+    Section("dense_layers", "Layers that stay dense", make_dense_layers),
 )
 """The sections, in the order of the page."""
 
@@ -149,7 +149,7 @@ def render_page(summary: Summary, thumbnails: Sequence[Thumbnail] = ()) -> str:
 
 
 def _escape_control_characters(value: Any) -> Any:
-    """Escape text that may come from files; what templates have made of it, which is marked as HTML, is safe."""
+    """Escape control characters in text that may come from files; rendered HTML is already escaped."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return make_printable(value, limit=ESCAPE_LENGTH * (len(value) + 1))

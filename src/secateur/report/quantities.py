@@ -1,4 +1,4 @@
-"""Format quantities for people: bytes, times and shares."""
+"""Format bytes, times and shares as readable text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def format_amount(value: float, unit: str) -> str:
 
 def _format_bytes(value: float) -> str:
     power = 0
-    while value >= 999.95 and power < len(BYTE_UNITS) - 1:  # what would be shown as 1000.0
+    while value >= 999.95 and power < len(BYTE_UNITS) - 1:  # the next value would round to 1000.0
         value, power = value / 1000, power + 1
     return f"{value:.1f} {BYTE_UNITS[power]}" if power else f"{value:,.0f} bytes"
 
@@ -45,7 +45,7 @@ def format_share(share: float) -> str:
 
 
 def format_change(dense: float, present: float, quantity: str) -> str:
-    """Say how much smaller, larger, faster or slower something is than when dense.
+    """Describe how much smaller, larger, faster or slower a model is than the dense one.
 
     Examples:
         >>> format_change(200, 100, "size"), format_change(2.0, 1.0, "speed")

@@ -1,4 +1,4 @@
-"""Summarize what is on disk: an artifact, a model of another tool, or the folder of an unfinished run."""
+"""Summarize an artifact, a model that another tool saved, or the folder of an unfinished run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["read_saved_masks", "summarize_saved"]
 MAX_STATE_BYTES = 100_000_000
 """Maximum size of a file that describes a run or a finished part."""
 
-WAITING = "not pruned yet: the run ended before"
+WAITING = "not pruned yet: the run was interrupted"
 
 
 def summarize_saved(path: str | Path) -> Summary:
-    """Return what a folder or file on disk says about a model.
+    """Summarize a saved model or an unfinished run.
 
     Args:
         path: The folder of an artifact or of an unfinished run, a transformers folder, or a safetensors file.
@@ -52,7 +52,7 @@ def read_saved_masks(path: str | Path) -> Iterator[Mask]:
 
 
 def _describe_artifact(path: Path) -> Summary:
-    """Return what the manifest of an artifact says besides the sizes of its tensors."""
+    """Summarize the manifest of an artifact, except for the sizes of tensors."""
     manifest = Artifact(path).manifest
     facts = {"Saved by": manifest.written_by}
     if (builder := manifest.model) is not None:
@@ -68,7 +68,7 @@ def _describe_artifact(path: Path) -> Summary:
 
 
 def _describe_layers(manifest: Manifest) -> Iterator[LayerRecord]:
-    """Yield what the manifest says about each layer besides its size."""
+    """Yield the records of layers in the manifest, without their sizes."""
     for name, entry in manifest.tensors.items():
         if entry.layout is not None:
             claim = entry.pruned
@@ -82,7 +82,7 @@ def _describe_layers(manifest: Manifest) -> Iterator[LayerRecord]:
 
 
 def _summarize_run(folder: Path) -> Summary:
-    """Return what an unfinished run has done so far."""
+    """Summarize an unfinished run."""
     with _explain_damage(folder / RUN):
         described = unseal_values(read_small_file(folder / RUN, MAX_STATE_BYTES).decode())["described"]
         layers = {str(name): tuple(map(int, shape)) for name, shape in described["layers"].items()}
@@ -104,14 +104,14 @@ def _summarize_run(folder: Path) -> Summary:
         headlines=(f"{len(finished):,} of {format_count(len(layers), 'layer')} are pruned.",),
         layers=(*finished.values(), *waiting),
         interruption=(
-            f"{format_count(len(parts), 'part')} of it {'is' if len(parts) == 1 else 'are'} finished and stored in "
-            f"{folder}; the same command or call resumes from there."
+            f"{format_count(len(parts), 'part')} {'is' if len(parts) == 1 else 'are'} finished and stored in "
+            f"{folder}. Repeat the same command or call to resume from there."
         ),
     )
 
 
 def _read_part(path: Path) -> list[LayerRecord]:
-    """Read what a finished part of a run says about its layers."""
+    """Read the layer records of a finished part of a run."""
     with _explain_damage(path):
         is_text = path.suffix == ".state"
         metadata: Mapping[str, Any] = (
@@ -132,7 +132,7 @@ def _read_result(values: Mapping[str, Any]) -> LayerResult:
 
 @contextmanager
 def _explain_damage(path: Path) -> Iterator[None]:
-    """Raise `StateError` for a file that does not contain what it should."""
+    """Raise `StateError` if a file does not have the expected content."""
     try:
         yield
     except SecateurError:

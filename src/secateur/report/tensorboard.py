@@ -1,4 +1,4 @@
-"""Write how sparse a model becomes while it trains, and pictures of its masks, to TensorBoard."""
+"""Log the sparsity of a model and pictures of its masks to TensorBoard while it trains."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ PIXELS = 256
 
 
 class ScalarImageWriter(Protocol):
-    """What the callback calls, such as ``torch.utils.tensorboard.SummaryWriter``."""
+    """The methods that the callback calls, such as those of ``torch.utils.tensorboard.SummaryWriter``."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> Any:
-        """Write a number."""
+        """Log a number."""
 
     def add_image(self, tag: str, img_tensor: Any, global_step: int, *, dataformats: str) -> Any:
-        """Write a picture."""
+        """Log a picture."""
 
 
 class TensorBoardCallback:
-    """Write the sparsity of a run and its layers, and pictures of masks, to any writer for TensorBoard.
+    """Log the sparsity of a run and its layers, and pictures of masks, to any writer for TensorBoard.
 
-    Call `after_step` after each step of the optimizer. It writes every few steps, and when the target is reached.
+    Call `after_step` after each optimizer step. It logs every few steps, and when the target is reached.
 
     Args:
         pruner: The pruner that `secateur.prepare` returned, or a `secateur.keras.PruningOptimizer`.
-        writer: Has ``add_scalar`` and ``add_image``, as ``torch.utils.tensorboard.SummaryWriter``.
-        every: Steps between two entries.
-        images: Number of layers whose masks are drawn, from the first on. Masks of sharded weights are not drawn.
+        writer: An object with ``add_scalar`` and ``add_image``, such as ``torch.utils.tensorboard.SummaryWriter``.
+        every: Number of steps between entries.
+        images: Number of layers whose masks are drawn, starting with the first. Masks of sharded weights are not drawn.
 
     Raises:
         ConfigError: `every` is less than 1, or `images` is negative.
@@ -74,14 +74,14 @@ class TensorBoardCallback:
         self._written = pruner.step
 
     def after_step(self) -> None:
-        """Write an entry if one is due after the steps that the pruner has counted."""
+        """Log an entry if one is due at the current step of the pruner."""
         step = self._pruner.step
         is_due = step // self._every > self._written // self._every or self._written < self._last_step <= step
         if is_due and step > self._written:
             self.write()
 
     def write(self) -> None:
-        """Write an entry now."""
+        """Log an entry now."""
         self._written = step = self._pruner.step
         report = self._pruner.report()
         self._writer.add_scalar("sparsity", report.sparsity, step)
@@ -98,7 +98,7 @@ class TensorBoardCallback:
 
 
 def _flatten(mask: Any) -> npt.NDArray[np.bool_]:
-    """Return a mask with one axis for outputs: the first of torch's weights, the last of those of Keras."""
+    """Return a mask with two axes, one of which is the output axis: the first in torch, the last in Keras."""
     array: npt.NDArray[np.bool_] = np.asarray(to_numpy(mask))
     if type(mask).__module__.startswith("torch"):
         return array.reshape(len(array), -1)

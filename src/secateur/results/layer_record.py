@@ -27,15 +27,15 @@ class LayerRecord(Record):
         pruned_units: Units of which every weight in this layer is pruned.
         error: Share of its output energy that was lost on the calibration data.
         dense_reason: Why it stays dense.
-        note: What else is special about it.
+        note: Anything else that is special about it.
         attributes: Its attributes that slimming changed, such as ``out_features``, and their new values.
         dtype: Data type of its stored weight, such as ``"BF16"``.
         dense_bytes: Bytes of its weight when dense.
         stored_bytes: Bytes of its weight as stored.
         packing: How its weight is packed, or ``"dense"``.
         sha256: Digest of the bytes of its dense weight.
-        rows: Rows that it multiplies in one call.
-        call_bytes: Bytes of its dense weight, inputs and outputs, which one call moves at least.
+        rows: Number of rows that it multiplies in one call.
+        call_bytes: Bytes of its dense weight, inputs and outputs, the minimum that one call moves.
         dense_seconds: Time of one call when dense.
         sparse_seconds: Time of one call with the fastest sparse kernel.
         kernel: The kernel that was chosen, or ``"dense"``.
@@ -80,13 +80,13 @@ class LayerRecord(Record):
         return self.dense_seconds / self.sparse_seconds if self.dense_seconds and self.sparse_seconds else None
 
     def fill(self, other: LayerRecord) -> Self:
-        """Return the record with the values of another one where its own are unknown."""
+        """Return the record with unknown values taken from another one."""
         unknown = [field.name for field in fields(self) if getattr(self, field.name) is None]
         return replace(self, **{name: getattr(other, name) for name in unknown})
 
 
 def join_layers(*parts: Iterable[LayerRecord]) -> tuple[LayerRecord, ...]:
-    """Join records of the same layers from several sources; where they disagree, the first that knows a value counts.
+    """Join records of the same layers from several sources; where they disagree, the first one wins.
 
     Examples:
         >>> pruned = LayerRecord(name="fc", sparsity=0.5)

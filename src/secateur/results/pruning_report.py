@@ -62,7 +62,7 @@ class LayerResult(Row):
         return self.pruned_weights / self.weights
 
     def record(self, **more: Any) -> LayerRecord:
-        """Return the record of the layer, with what else is known about it."""
+        """Return the record of the layer, with additional values."""
         return LayerRecord(
             name=self.name,
             shape=self.shape,
@@ -120,7 +120,7 @@ class PruningReport(Report):
     model_weights: int
     configs: tuple[PruningConfig, ...] = ()
     groups: tuple[GroupResult, ...] = ()
-    history: tuple[tuple[int, float], ...] = field(default=(), compare=False)  # a resumed run has less of it
+    history: tuple[tuple[int, float], ...] = field(default=(), compare=False)  # a resumed run has only part of it
 
     @property
     def sparsity(self) -> float:

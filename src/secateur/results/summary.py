@@ -1,4 +1,4 @@
-"""What the reports of all steps have in common: a summary, which can be joined, shown as a page, and tabulated."""
+"""The summary that all reports share: it can be joined with others, and written as a page or a data frame."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Measure(Record):
     """A quantity of the dense model and of the present one.
 
     Attributes:
-        quantity: What it says something about. The verdict shows the first measure of each but ``"other"``.
+        quantity: What it measures. The verdict shows the first measure of each quantity except ``"other"``.
         name: What was measured.
         unit: ``"bytes"``, ``"seconds"``, ``"parameters"``, or any other; ``""`` if it has none.
         dense: Value of the dense model.
@@ -70,7 +70,7 @@ class UnitGroupRecord(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary(Record):
-    """What was done to a model, and what came of it.
+    """What was done to a model, and the result.
 
     Attributes:
         title: What the summary is about.
@@ -83,7 +83,7 @@ class Summary(Record):
         groups: The groups of units.
         history: Share of units pruned after each update that changed it: (step, share).
         last_step: Step at which the schedule ends; ``None``: there is no schedule.
-        warnings: Why measures may mislead.
+        warnings: Why measures may be misleading.
         notes: What else is worth knowing.
         interruption: Why the run is not complete; ``None``: it is.
         format_version: Version of `to_dict`.
@@ -110,7 +110,7 @@ class Summary(Record):
         return {layer.name: layer.dense_reason for layer in self.layers if layer.dense_reason is not None}
 
     def join(self, *others: Summary) -> Summary:
-        """Join the summaries of several steps; where they disagree, the first that knows something counts.
+        """Join the summaries of several steps; where they disagree, the first one wins.
 
         Examples:
             >>> pruned = Summary(title="fc", facts={"Solver": "wanda"})
@@ -136,7 +136,7 @@ class Summary(Record):
 
 
 class Summarizable(ABC):
-    """What has a summary, and can therefore be shown as a page and as a table of data."""
+    """Base class of objects that have a summary, and can be written as a page or a data frame."""
 
     __slots__ = ()
 
@@ -152,7 +152,7 @@ class Summarizable(ABC):
         more: Iterable[Summarizable] = (),
         quality: Mapping[str, tuple[float, float]] | None = None,
     ) -> None:
-        """Write the report as one HTML file, which needs neither scripts nor other files.
+        """Write the report as one self-contained HTML file.
 
         Args:
             path: The file; an existing one is replaced.
@@ -164,7 +164,7 @@ class Summarizable(ABC):
             MissingPackageError: jinja2 is not installed.
             ConfigError: The file cannot be written.
         """
-        # Pages are drawn from what is imported here, so this package can only import them when they are drawn.
+        # The pages import this package, so it can only import them when one is written.
         import_module("secateur.report.page").write_report(self, path, model=model, more=more, quality=quality)
 
     def to_pandas(self) -> Any:
@@ -186,7 +186,7 @@ class Summarizable(ABC):
 
 
 def describe_config(config: PruningConfig) -> dict[str, Any]:
-    """Return settings as plain values, with the names of functions in place of functions."""
+    """Return settings as plain values, with functions replaced by their names."""
 
     def describe(value: Any) -> Any:
         if isinstance(value, dict):
@@ -205,7 +205,7 @@ def _join_texts(parts: Iterable[Iterable[str]]) -> tuple[str, ...]:
 
 
 def _join_mappings(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Return all entries in order; of a key that occurs several times, the first."""
+    """Return all entries in order; for duplicate keys, the first entry."""
     joined: dict[str, str] = {}
     for part in parts:
         joined |= {key: value for key, value in part.items() if key not in joined}
@@ -213,7 +213,7 @@ def _join_mappings(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _join_measures(parts: Iterable[Iterable[Measure]]) -> tuple[Measure, ...]:
-    """Return all measures in order; of those with one name, the first."""
+    """Return all measures in order; for duplicate names, the first measure."""
     joined: dict[str, Measure] = {}
     for part in parts:
         for measure in part:

@@ -34,11 +34,11 @@ def report(
 ) -> None:
     """Write a report on a saved model, or on an unfinished run, as one HTML file.
 
-    The file needs no other files and no scripts. It shows what was pruned and how, the size before and after, every
-    layer with its mask, and what stayed dense. Of an unfinished run, it shows the layers that are finished.
+    The file is self-contained. It shows what was pruned and how, the size before and after, every
+    layer with its mask, and what stayed dense. For an unfinished run, it shows the finished layers.
 
-    With --json, the same is printed as JSON, and a file is only written with --out. This needs jinja2, which Secateur's
-    extra report installs.
+    With --json, the report is printed as JSON, and a file is only written with --out. Writing the file needs jinja2,
+    which Secateur's extra report installs.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""The sections of a page: each turns a summary into what its template shows, or into nothing if there is no data.
+"""The sections of a page: each converts a summary to the variables of its template, or to ``None`` without data.
 
 To add a section, write a function here and a template of the same name in ``report/templates/sections``, and list both
 in `secateur.report.page.SECTIONS`.

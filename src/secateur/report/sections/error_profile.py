@@ -13,7 +13,7 @@ from secateur.results import Summary
 __all__ = ["make_error_profile"]
 
 MIN_LAYERS = 8
-"""Minimum number of layers with errors for a chart; of fewer, the table shows the same."""
+"""Minimum number of layers with errors for a chart; for fewer, the table is enough."""
 
 
 def make_error_profile(summary: Summary) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""What stayed dense, and why."""
+"""The layers that stay dense, by reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["make_dense_layers"]
 
 
 def make_dense_layers(summary: Summary) -> dict[str, Any] | None:
-    """Return each reason with its layers."""
+    """Return reason → layers."""
     if not summary.dense:
         return None
     layers: dict[str, list[str]] = {}

@@ -24,9 +24,10 @@ class ValueColumn:
         heading: Its heading.
         value: Returns the value of a layer; ``None``: it is unknown.
         format: Formats the value.
-        bar: Whether a bar shows it too: ``"share"`` from 0 to 1, ``"largest"`` relative to the largest; ``""``: none.
-        hint: What the heading means, shown beside it on demand.
-        kind: How its cells are laid out: ``"number"``, aligned to the right; ``"long"``, as sentences; ``""``.
+        bar: Scale of its bars: ``"share"`` from 0 to 1, ``"largest"`` up to the largest value, ``"time"`` up to the
+            largest dense or sparse time; ``""``: no bars.
+        kind: Layout of its cells: ``"number"``, aligned to the right; ``"long"``, wide enough for sentences; ``""``.
+        hint: Tooltip of the heading.
     """
 
     heading: str
@@ -71,7 +72,7 @@ COLUMNS = (
     ValueColumn("sparse ms", lambda layer: layer.sparse_seconds, _format_milliseconds, "time", kind="number"),
     ValueColumn("speed-up", lambda layer: layer.speedup, "{:.2f}×".format, kind="number"),
     ValueColumn("kernel", lambda layer: layer.kernel, kind="long"),
-    ValueColumn("why", lambda layer: layer.kernel_reason, kind="long"),
+    ValueColumn("reason", lambda layer: layer.kernel_reason, kind="long"),
     ValueColumn("stored", lambda layer: layer.stored_bytes, lambda size: format_amount(size, "bytes"), kind="number"),
     ValueColumn("packing", lambda layer: layer.packing),
     ValueColumn("changed", _describe_attributes, kind="long"),

@@ -16,10 +16,10 @@ from secateur.report.quantities import format_share
 __all__ = ["Thumbnail", "make_mask_gallery", "make_thumbnail"]
 
 PIXELS = 48
-"""Maximum number of pixels on each side of a picture, so that hundreds fit into a page."""
+"""Maximum number of pixels on each side of a picture, so that hundreds fit on a page."""
 
 GROUP = 4
-"""A pixel of a reduced mask stands for a multiple of this many rows and columns, as long as the groups of most N:M."""
+"""A pixel of a reduced mask covers a multiple of this many rows and columns, the group length of most N:M patterns."""
 
 BITS = 4
 """Bits per pixel of the whole mask."""
@@ -28,7 +28,7 @@ SIZE, MIN_SIZE = 96, 12
 """Length of the longer side of a picture on the page, and minimum of the shorter one."""
 
 MAX_THUMBNAILS = 300
-"""Maximum number of pictures in a page, which has less than a megabyte with these."""
+"""Maximum number of pictures on a page, which keeps the page below a megabyte."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,9 @@ class Thumbnail:
     Attributes:
         name: Name of the layer.
         caption: Shape, pattern and sparsity.
-        whole: Address of the picture of the whole mask; a pixel may stand for many weights.
-        corner: Address of the picture of its upper left corner, weight by weight; ``None``: `whole` has every weight.
+        whole: Data URI of the picture of the whole mask; a pixel may cover many weights.
+        corner: Data URI of the picture of its upper left corner, weight by weight; ``None``: `whole` shows every
+            weight.
         width: Width of `whole` on the page.
         height: Its height.
     """
@@ -72,7 +73,7 @@ def make_thumbnail(mask: Mask) -> Thumbnail:
 
 
 def _count_pixels(size: int) -> int:
-    """Return for how many pixels one stands for whole groups of weights, so that groups leave no stripes.
+    """Return the number of pixels for which each covers whole groups of weights, so that groups cause no stripes.
 
     Examples:
         >>> _count_pixels(48), _count_pixels(576), _count_pixels(130)
@@ -85,7 +86,7 @@ def _count_pixels(size: int) -> int:
 
 
 def make_mask_gallery(thumbnails: Sequence[Thumbnail]) -> dict[str, Any] | None:
-    """Return the pictures, up to a number that keeps the page small."""
+    """Return at most `MAX_THUMBNAILS` pictures."""
     if not thumbnails:
         return None
     return {

@@ -11,7 +11,7 @@ __all__ = ["make_measure_table"]
 
 
 def make_measure_table(summary: Summary) -> dict[str, Any] | None:
-    """Return the rows of the table; ``None``: the verdict says all there is to say."""
+    """Return the rows of the table; ``None``: the verdict already shows them."""
     if len(summary.measures) < 2:
         return None
     rows = []

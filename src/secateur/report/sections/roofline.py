@@ -1,6 +1,6 @@
-"""The roofline: how fast layers compute, for how much arithmetic per byte.
+"""The roofline: FLOP per second of each layer against its FLOP per byte.
 
-Speeds are those of the dense layer: a sparse kernel that skips zeros can be above what the machine computes.
+The FLOP are those of the dense layer, so a sparse kernel that skips zeros can exceed the peak of the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TimedLayer:
 
     Attributes:
         name: Name of the layer.
-        intensity: FLOP per byte that one dense call moves at least.
+        intensity: FLOP per byte, with the minimum number of bytes that a dense call moves.
         dense: FLOP per second when dense.
         sparse: The same FLOP per second with the fastest sparse kernel; ``None``: there is none.
         is_chosen: Whether the sparse kernel was chosen.
@@ -36,7 +36,7 @@ class TimedLayer:
 
 
 def make_roofline(summary: Summary) -> dict[str, Any] | None:
-    """Return the layers that were timed, and the limits that the fastest dense ones show."""
+    """Return the layers that were timed, and the roof of the fastest dense ones."""
     layers = [timed for layer in summary.layers if (timed := _locate(layer)) is not None]
     if not layers:
         return None
@@ -63,7 +63,7 @@ def make_roofline(summary: Summary) -> dict[str, Any] | None:
 
 
 def _locate(layer: LayerRecord) -> TimedLayer | None:
-    """Return where a layer is; ``None``: it was not timed."""
+    """Return the position of a layer; ``None``: it was not timed."""
     if not (layer.dense_seconds and layer.rows and layer.weights and layer.call_bytes):
         return None
     work = 2.0 * layer.rows * layer.weights

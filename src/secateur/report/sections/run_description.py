@@ -1,4 +1,4 @@
-"""What was done: with which settings, programs, machine and data."""
+"""What was done: settings, facts, digests and notes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateur.results import Summary, describe_config
 __all__ = ["make_run_description"]
 
 ALWAYS_SHOWN = ("pattern", "target_sparsity", "pruning_scope")
-"""Settings that are shown even if they have their default."""
+"""Settings that are shown even if they have their default value."""
 
 HIDDEN = ("format_version",)
 
@@ -33,7 +33,7 @@ def make_run_description(summary: Summary) -> dict[str, Any] | None:
 
 
 def _list_settings(config: dict[str, Any]) -> dict[str, str]:
-    """Return the settings that are not as by default, and those that everyone looks for."""
+    """Return the settings that differ from their defaults, and those of `ALWAYS_SHOWN`."""
     defaults = describe_config(PruningConfig())
     return {
         key: json.dumps(value, default=str) if isinstance(value, dict | list) else str(value)

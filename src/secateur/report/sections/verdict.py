@@ -10,7 +10,7 @@ from secateur.results import Measure, Summary
 __all__ = ["UNKNOWN", "make_verdict"]
 
 UNKNOWN = "not measured"
-"""What stands in place of a number that nobody measured."""
+"""Text that is shown for values that were not measured."""
 
 QUANTITIES = ("size", "speed", "quality")
 
@@ -23,7 +23,7 @@ def make_verdict(summary: Summary) -> dict[str, Any]:
         'Size: not measured. Speed: not measured. Quality: not measured.'
     """
     cards = [_describe(quantity, summary.measures) for quantity in QUANTITIES]
-    sentences = [f"{card['name']}: {card['headline']}{_put_in_brackets(card['detail'])}." for card in cards]
+    sentences = [f"{card['name']}: {card['headline']}{_parenthesize(card['detail'])}." for card in cards]
     return {"line": " ".join(sentences), "cards": cards, "warnings": summary.warnings}
 
 
@@ -40,5 +40,5 @@ def _describe(quantity: str, measures: tuple[Measure, ...]) -> dict[str, Any]:
     return {"name": name, "headline": headline, "detail": ", ".join(filter(None, others)), "is_known": True}
 
 
-def _put_in_brackets(text: str) -> str:
+def _parenthesize(text: str) -> str:
     return f" ({text})" if text else ""
