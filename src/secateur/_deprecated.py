@@ -11,7 +11,7 @@ __all__ = ["serve_old_names", "warn_deprecated"]
 
 
 def serve_old_names(module: str, aliases: Mapping[str, str]) -> Callable[[str], Any]:
-    """Create a ``__getattr__`` function with which a module still has its old names.
+    """Create a ``__getattr__`` function that keeps the old names of a module available.
 
     Args:
         module: The module's ``__name__``.

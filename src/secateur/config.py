@@ -59,10 +59,10 @@ NOT_PER_LAYER = SELECTION_KEYS | {"format_version", "layers", "layer_types"}
 """Keys that select layers, and that rules for layers cannot set."""
 
 REGROWING_KINDS = frozenset({"rigl", "set", "sr_ste"})
-"""Kinds of run that keep units again that they pruned."""
+"""Kinds of run in which pruned units regrow."""
 
 REGROW_FRACTION = 0.3
-"""Share of the kept units that Evci et al. exchange at first, arXiv:1911.11134."""
+"""Initial share of the kept units that Evci et al. replace, arXiv:1911.11134."""
 
 SR_STE_DECAY = 2e-4
 """The decay of pruned weights of Zhou et al., arXiv:2102.04010."""
@@ -92,10 +92,10 @@ class PruningConfig(BaseModel):
         score_dtype: Data type of scores that are accumulated over steps.
         kind: ``"iterative"`` prunes whole units step by step; ``"progressive"`` also prunes single weights of the
             next units in between; ``"pattern_lock"`` prunes nothing and keeps the existing zeros. ``"rigl"`` and
-            ``"set"`` prune to the target before the first step, and then exchange pruned and kept units until
-            `end_step`: those with the lowest scores are pruned, and as many others regrow, by the magnitude of their
-            gradients or at random. ``"sr_ste"``, for N:M patterns, prunes from the start too; pruned weights keep
-            training unseen until `end_step`, and at each update the best of all weights of a group are kept.
+            ``"set"`` prune to the target before the first step, and then replace kept units until `end_step`:
+            those with the lowest scores are pruned, and as many others regrow, by the magnitude of their gradients or
+            at random. ``"sr_ste"``, for N:M patterns, also prunes from the start. Pruned weights are zero in the
+            forward pass but keep training until `end_step`, and each update keeps the best weights of a group.
         start_step: Step of the first mask update. It is at least 1 for criteria that need gradients, unless the
             schedule prunes nothing at `start_step`.
         end_step: Step at which the target is reached. ``None``: `start_step`; everything is pruned at once.
@@ -105,9 +105,9 @@ class PruningConfig(BaseModel):
             ``(initial, target, progress) -> sparsity``. Only names can be saved to a file.
         progressive_steps: Number of partial updates between two mask updates of a progressive run. If there are fewer
             steps than that, several updates happen in one step.
-        regrow_fraction: Only for kinds that regrow: share of the kept units of a layer that is exchanged, in (0, 1].
-            It falls to zero along a cosine from step 0 to `end_step`.
-        sr_ste_decay: Only for ``"sr_ste"``: how strongly the unseen values of pruned weights decay, ≥ 0.
+        regrow_fraction: Only for kinds that regrow: share of the kept units of a layer that is replaced, in (0, 1].
+            It decays to zero from step 0 to `end_step` along a cosine.
+        sr_ste_decay: Only for ``"sr_ste"``: how strongly the hidden values of pruned weights decay, ≥ 0.
         sparsity_distribution: Only for kinds that regrow, in global scope: how the target is divided over layers.
             ``"er"`` makes the density of a layer proportional to (inputs + outputs) / (inputs · outputs), and ``"erk"``
             includes the sizes of convolution kernels. ``None``: ``"erk"``. In local scope, each layer has the target.
@@ -287,7 +287,7 @@ class PruningConfig(BaseModel):
 
     @property
     def has_regrowth(self) -> bool:
-        """Whether the kind of run keeps units again that it pruned."""
+        """Whether pruned units regrow in a run of this kind."""
         return self.kind in REGROWING_KINDS
 
     def for_layer(self, name: str, types: tuple[str, ...]) -> PruningConfig | None:
@@ -401,7 +401,7 @@ def _find_regrowth_problem(config: PruningConfig) -> str | None:
     if config.end_step is None:
         return (
             f"end_step must be set with kind={config.kind!r}: the step at which masks stop changing, found None. Set "
-            f"it to about three quarters of the steps of the training."
+            f"it to about three quarters of the training steps."
         )
     for key, default in (("sparsity_decay_type", "cubic"), ("keep_zeros", False), ("reg_type", None)):
         if (value := getattr(config, key)) != default:

@@ -119,5 +119,5 @@ def test_a_layer_without_gradients_is_named() -> None:
     model = net()
     optimizer = PruningOptimizer(model, RIGL, keras.optimizers.SGD(0.1))
     kernel = model.get_layer("conv").kernel
-    with pytest.raises(ScoreError, match="layer 'fc': kind='rigl' regrows by gradients, and none reaches this layer"):
+    with pytest.raises(ScoreError, match="layer 'fc': kind='rigl' regrows by gradients, but none reaches this layer"):
         optimizer.apply([keras.ops.ones(kernel.shape)], [kernel])

@@ -83,7 +83,7 @@ def test_second_pruner_is_refused() -> None:
     [
         (DistributedType.DEEPSPEED, "DeepSpeed cannot be used with pruning: it trains copies"),
         (DistributedType.MEGATRON_LM, "Megatron-LM cannot be used with pruning: it trains copies"),
-        (DistributedType.FSDP, "FullyShardedDataParallelPlugin cannot be used with pruning in its first version"),
+        (DistributedType.FSDP, "FullyShardedDataParallelPlugin version 1 cannot be used with pruning"),
     ],
 )
 def test_sharding_of_other_kinds_is_refused(

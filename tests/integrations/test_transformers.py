@@ -219,7 +219,7 @@ def test_optimizers_that_cannot_be_followed_are_refused_at_once(tmp_path: Path, 
     [
         ("deepspeed", "zero.json", None, "deepspeed cannot be used with pruning: it trains copies"),
         ("deepspeed_plugin", object(), None, "deepspeed cannot be used with pruning: it trains copies"),
-        ("fsdp_plugin_args", {"fsdp_version": 1}, None, "fsdp cannot be used with pruning in its first version"),
+        ("fsdp_plugin_args", {"fsdp_version": 1}, None, "fsdp version 1 cannot be used with pruning"),
         ("fsdp", True, {"xla": True}, "fsdp cannot be used with pruning on xla devices"),
     ],
 )

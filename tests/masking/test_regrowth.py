@@ -1,4 +1,4 @@
-"""Which units are exchanged, and how many each layer keeps, against the plainest NumPy."""
+"""Which units are pruned and regrow, and how many each layer keeps, against the plainest NumPy."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -128,7 +128,7 @@ def test_nan_names_the_layer() -> None:
 def test_no_gradient_names_the_layer() -> None:
     pattern = array_pattern("1x1", {"fc": view(*SHAPE)}, **RIGL)
     growth = GrowthScores(pattern, lambda _: random_integers(0))
-    with pytest.raises(ScoreError, match=r"layer 'fc': kind='rigl' regrows by gradients, and none .* in step 7"):
+    with pytest.raises(ScoreError, match=r"layer 'fc': kind='rigl' regrows by gradients, but none .* in step 7"):
         growth.stream("fc", 7)
 
 
@@ -279,7 +279,7 @@ class Restrictive(BlockPattern):
             r"target_sparsity must be 0.5 with kind='rigl' and pattern '2:4'",
         ),
         ({"pattern": "2:4", "sparsity_distribution": "er"}, r"'er' has no effect with pattern '2:4'"),
-        ({"pattern": "1xchannel", "target_sparsity": 0.99}, r"must keep at least 1 in all"),
+        ({"pattern": "1xchannel", "target_sparsity": 0.99}, r"must keep at least 1 in total"),
         ({"pattern": "1xchannel", "target_sparsity": 0.99, "pruning_scope": "local"}, r"leaves no units in 'fc'"),
         ({"pattern": "channels"}, r"kind='rigl' does not support pattern 'channels', whose units are in several"),
     ],
@@ -291,7 +291,7 @@ def test_patterns_and_targets_that_cannot_regrow(config: dict[str, Any], problem
 
 def test_a_class_that_selects_in_its_own_way_must_say_what_can_grow() -> None:
     config, views = {**RIGL, "pattern": "4x1", "target_sparsity": 0.5}, {"fc": view(*SHAPE)}
-    with pytest.raises(ConfigError, match=r"pattern '4x1': Restrictive selects units in its own way"):
+    with pytest.raises(ConfigError, match=r"pattern '4x1': Restrictive restricts which units are selected"):
         distribute_sparsity(Restrictive(config, views))
 
     class Explicit(Restrictive):

@@ -212,7 +212,7 @@ def test_other_patterns_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(PATTERNS, "swap-test", Other)
     problem = make_problem(realistic_weight(4, 16), realistic_inputs(64, 16), "swap-test", 0.5)
-    with pytest.raises(ConfigError, match=r"layer 'fc': Swap exchanges weights and blocks.*found 'swap-test'"):
+    with pytest.raises(ConfigError, match=r"layer 'fc': Swap exchanges weights or blocks.*found 'swap-test'"):
         Swap().refine(problem, Wanda().solve(problem))
 
 

@@ -189,7 +189,7 @@ def test_gradients_of_an_earlier_step_are_not_used() -> None:
     trial.model.zero_grad()
     backward(trial.model, 4)
     trial.model[2].weight.grad = None
-    with pytest.raises(ScoreError, match=r"layer '2': kind='rigl' regrows by gradients, and none reached .* step 5"):
+    with pytest.raises(ScoreError, match=r"layer '2': kind='rigl' regrows by gradients, but none reached .* step 5"):
         trial.optimizer.step()
     assert all(torch.equal(mask, masks[name]) for name, mask in trial.pruner.masks.items())
 
@@ -247,7 +247,7 @@ def test_what_a_run_cannot_do_is_said_before_it_changes_anything() -> None:
         secateur.prepare(model, {**RIGL, "criterion": "snip"}, optimizer)
     with pytest.raises(ConfigError, match=r"kind='rigl' needs the gradients .* SAM"):
         secateur.prepare(model, RIGL, SAM(model.parameters(), torch.optim.SGD))
-    with pytest.raises(ConfigError, match=r"kind='set' exchanges weights while the model trains"):
+    with pytest.raises(ConfigError, match=r"kind='set' regrows weights while the model trains"):
         secateur.prune(model, {**RIGL, "kind": "set"})
     assert equal_states(model.state_dict(), before)
     assert secateur.prepare(model, {**RIGL, "kind": "set"}, SAM(model.parameters(), torch.optim.SGD)).sparsity == 0.75
@@ -266,6 +266,6 @@ def test_the_plan_says_what_each_layer_keeps() -> None:
     assert {layer.name: layer.sparsity_range for layer in plan.layers if layer.is_pruned} == {
         name: (share, share) for name, share in pruned.items()
     }
-    assert "Every 3 steps from step 2 to 10, units with the lowest magnitude are exchanged for those" in " ".join(
+    assert "Every 3 steps from step 2 to 10, units with the lowest magnitude are replaced by those" in " ".join(
         str(plan).split()
     )

@@ -1,4 +1,4 @@
-"""SR-STE: pruned weights are zero in every forward pass, and train unseen."""
+"""SR-STE: pruned weights are zero in every forward pass, and keep training."""
 
 import io
 from typing import Any
@@ -228,4 +228,4 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"kind='sr_ste' does not support optimizer.step\(closure\)"):
         optimizer.step(lambda: torch.zeros(()))
     assert revived(pruner) == []
-    assert "pruned ones keep training unseen" in " ".join(str(pruner.plan).split())
+    assert "pruned ones keep training until then" in " ".join(str(pruner.plan).split())

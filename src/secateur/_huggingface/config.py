@@ -36,7 +36,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Raise `ArtifactError` if a configuration has more layers, heads or similar than any real model.
+    """Raise `ArtifactError` if a configuration has larger numbers of layers, heads and the like than any real model.
 
     transformers uses such counts as lengths of loops and lists before any other check.
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from secateur.allocations.base import Allocation, AllocationTask, register_allocation
-from secateur.allocations.scores import mean_score, scores_per_layer
+from secateur.allocations.scores import compute_layer_scores, compute_mean_score
 from secateur.masking.pytorch import ParameterWeight
 from secateur.patterns.selection import Scores, find_global_cuts
 from secateur.solvers.problem import Problem
@@ -23,7 +23,8 @@ class Global(Allocation):
     """Prune the units whose removal changes their layer's outputs least, in one ranking over all layers.
 
     For uncorrelated input features, removing a unit costs ``Σ (|W[i,j]| · ‖X[j]‖)²`` of the output energy. The scores,
-    before they are squared, are divided by their mean in the layer, which makes layers comparable; see `mean_score`.
+    before they are squared, are divided by their mean in the layer, which makes layers comparable; see
+    `compute_mean_score`.
 
     No layer loses more than 98 % of its units, unless ``max_sparsity_ratio_per_op`` is set.
 
@@ -54,7 +55,7 @@ class Global(Allocation):
 
 def _create_streams(problem: Problem, task: AllocationTask) -> dict[str, Scores]:
     """Return layer → the losses of its units."""
-    means = {name: mean_score(scores) for name, scores in scores_per_layer(problem).items()}
+    means = {name: compute_mean_score(scores) for name, scores in compute_layer_scores(problem).items()}
     streams = {}
     for layer in problem.layers:
         squares = _square_scores(layer.name, task, problem.norms / means[layer.name])

@@ -28,7 +28,7 @@ MAX_STATES = 16384
 class WidthFrontier:
     """All choices that no other choice beats in both cost and loss, found by dynamic programming.
 
-    One frontier answers for every capacity. On equal losses, the cheapest choice wins; on equal costs, groups with
+    One frontier covers every capacity. On equal losses, the cheapest choice wins; on equal costs, groups with
     lower indices keep more.
 
     Args:

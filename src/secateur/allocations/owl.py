@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from secateur.allocations.base import Allocation, AllocationTask, register_allocation
-from secateur.allocations.scores import scores_per_layer
+from secateur.allocations.scores import compute_layer_scores
 from secateur.errors import ConfigError
 
 __all__ = ["OWL"]
@@ -69,7 +69,7 @@ class OWL(Allocation):
         by_block: list[dict[str, float]] = []
         by_layer: dict[str, float] = {}
         for _, problems in task.iterate_problems():
-            scores = {name: layer for problem in problems for name, layer in scores_per_layer(problem).items()}
+            scores = {name: layer for problem in problems for name, layer in compute_layer_scores(problem).items()}
             if scores:
                 by_block.append(dict.fromkeys(scores, _compute_outlier_share(list(scores.values()), self.outlier)))
                 by_layer |= {name: _compute_outlier_share([layer], self.outlier) for name, layer in scores.items()}

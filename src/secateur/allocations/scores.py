@@ -9,16 +9,16 @@ import torch
 
 from secateur.solvers.problem import Problem
 
-__all__ = ["mean_score", "scores_per_layer"]
+__all__ = ["compute_layer_scores", "compute_mean_score"]
 
 
-def scores_per_layer(problem: Problem) -> dict[str, torch.Tensor]:
+def compute_layer_scores(problem: Problem) -> dict[str, torch.Tensor]:
     """Return layer → ``|W[i,j]| · ‖X[j]‖``, of shape (G, R, F)."""
     scores_GRF = problem.weight.abs() * problem.norms[:, None]
     return {layer.name: scores_GRF[:, slice(*layer.rows)] for layer in problem.layers}
 
 
-def mean_score(scores_GRF: torch.Tensor) -> float:
+def compute_mean_score(scores_GRF: torch.Tensor) -> float:
     """Return the mean by which scores are normalized to compare layers; 1 if all scores are zero.
 
     The root mean square, which would normalize the output energy, works worse: in some layers of language models a few

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from secateur.allocations.base import Allocation, AllocationTask, register_allocation
-from secateur.allocations.scores import mean_score, scores_per_layer
+from secateur.allocations.scores import compute_layer_scores, compute_mean_score
 from secateur.errors import ConfigError
 from secateur.solvers.gram import conjugate_gradients
 from secateur.solvers.problem import Problem
@@ -29,8 +29,8 @@ class Sensitivity(Allocation):
 
     Each layer is tentatively pruned to sparsities between (1 - span) and (1 + span) times the target by the scores
     ``|W[i,j]| · ‖X[j]‖``, and ``‖X (W − Ŵ)ᵀ‖²`` is measured in units of the square of the layer's mean score (see
-    `mean_score`). Errors are interpolated on the lower convex hull of the measured points, so greedily taking the
-    cheapest segment of any layer until the total is reached finds the minimum.
+    `compute_mean_score`). Errors are interpolated on the lower convex hull of the measured points, so greedily taking
+    the cheapest segment of any layer until the total is reached finds the minimum.
 
     Attributes:
         span: Maximum deviation of a layer from the target, relative to the target, in (0, 1].
@@ -109,7 +109,7 @@ class Sensitivity(Allocation):
             replace(layer, selector=replace(layer.selector, prune=counts[layer.name], reduction="sum"))
             for layer in problem.layers
         ]
-        scores = scores_per_layer(problem)
+        scores = compute_layer_scores(problem)
         keep_GRF = replace(problem, layers=layers).select_per_row(torch.cat(list(scores.values()), dim=1))
         weight_GRF = problem.weight * keep_GRF
         if self.iterations:
@@ -117,7 +117,7 @@ class Sensitivity(Allocation):
             weight_GRF = conjugate_gradients(gram, problem.weight, weight_GRF, keep_GRF, self.iterations)
         lost_GR = problem.energy(problem.weight - weight_GRF)
         errors = {layer.name: float(lost_GR[:, slice(*layer.rows)].sum(dtype=torch.float64)) for layer in layers}
-        return {name: error / mean_score(scores[name]) ** 2 for name, error in errors.items()}
+        return {name: error / compute_mean_score(scores[name]) ** 2 for name, error in errors.items()}
 
 
 def minimize_error(curves: Mapping[str, Curve], total: int) -> dict[str, int]:

@@ -23,7 +23,7 @@ __all__ = ["Destination", "check_not_current"]
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """The output folder of a run, and the folder beside it for finished parts.
+    """The output folder of a run, and the folder next to it for finished parts.
 
     Attributes:
         out: The output folder; an existing artifact is replaced.

@@ -42,7 +42,7 @@ class Hyperparameters:
 
     Attributes:
         dense_epochs: Epochs before pruning.
-        tuning_epochs: Epochs of fine-tuning with pruning; the dense baseline trains for as many.
+        tuning_epochs: Epochs of fine-tuning with pruning; the dense baseline trains for the same number.
         batch: Images in a batch.
         learning_rate: Learning rate of AdamW.
     """

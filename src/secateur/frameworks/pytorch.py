@@ -149,7 +149,7 @@ def list_layers(model: nn.Module) -> dict[str, nn.Module]:
 def find_adapters(model: nn.Module) -> set[str]:
     """Return the modules inside adapters of PEFT, such as LoRA.
 
-    A layer with adapters has the original layer as ``base_layer``, and beside it the modules of the adapters.
+    A layer with adapters has the original layer as ``base_layer``, and next to it the modules of the adapters.
     """
     adapters: set[str] = set()
     for name, module in list_layers(model).items():
@@ -419,7 +419,7 @@ def get_type_names(module: nn.Module | OwnedWeight) -> tuple[str, ...]:
 
 
 def get_class_name(module: object) -> str:
-    """Return the name of a module's class: of the one from before ``fully_shard``, which derives a class from it.
+    """Return the name of a module's class, or of its original class under ``fully_shard``, which derives another one.
 
     Examples:
         >>> class FSDPModule: ...

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["prepare"]
 
 UNSUPPORTED = {"DEEPSPEED": "DeepSpeed", "MEGATRON_LM": "Megatron-LM"}
-"""``accelerator.distributed_type`` → its name, where copies of the weights are trained."""
+"""``accelerator.distributed_type`` that trains copies of the weights → its name."""
 
 
 def prepare(
@@ -41,16 +41,16 @@ def prepare(
 ) -> PytorchPruner:
     """Prune a model while your loop trains it with accelerate, and checkpoint the pruner with it.
 
-    Call it after ``accelerator.prepare``. Steps are those that the optimizer makes: batches whose gradients are
-    accumulated and steps that are skipped because of an overflow do not count. ``accelerator.save_state`` saves the
+    Call it after ``accelerator.prepare``. Only steps of the optimizer count, not batches whose gradients are
+    accumulated, or steps that are skipped because of an overflow. ``accelerator.save_state`` saves the
     pruner, and ``accelerator.load_state`` resumes its run. The model may be sharded by FSDP2; then all processes must
     call `finalize`.
 
     Args:
         accelerator: The accelerator.
-        model: What ``accelerator.prepare`` returned for the model.
+        model: The model that ``accelerator.prepare`` returned.
         config: A `PruningConfig`, or a mapping with the same keys.
-        optimizer: What ``accelerator.prepare`` returned for the optimizer, or several.
+        optimizer: The optimizer that ``accelerator.prepare`` returned, or several.
         example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts;
             see `secateur.plan`.
 
@@ -60,7 +60,7 @@ def prepare(
     Raises:
         StateError: An optimizer has not been prepared by an accelerator.
         UnsupportedModelError: The accelerator or an optimizer is not supported.
-        SecateurError: See `secateur.prepare`. Nothing is changed then.
+        SecateurError: See `secateur.prepare`. In that case, nothing is changed.
 
     Examples:
         >>> import torch

@@ -33,8 +33,8 @@ UNSUPPORTED = {
 class PruningCallback(CallbackMembers, Callback):
     """Prune a module while a Lightning ``Trainer`` fits it, with automatic or manual optimization.
 
-    Steps are optimizer steps; with several optimizers, a step counts when every optimizer with pruned weights has made
-    it. Checkpoints contain the state of the pruner, and ``fit(ckpt_path=...)`` resumes with the same bits. When the
+    Steps are optimizer steps; with several optimizers, a step counts when every optimizer with pruned weights has taken
+    it. Checkpoints contain the state of the pruner, and ``fit(ckpt_path=...)`` resumes bit-identically. When the
     target is reached, each ``ModelCheckpoint`` with a monitor forgets its scores, so that its best checkpoint has
     reached the target. The metric `sparsity` is logged after every epoch. The module may be sharded by FSDP2 in its
     ``configure_model``, with ``ModelParallelStrategy``.
@@ -140,7 +140,9 @@ class PruningCallback(CallbackMembers, Callback):
         """End the run."""
         if self._run.finalizes and self.pruner is not None:
             if self._run.is_sharded:
-                reshard(pl_module)  # a validation leaves whole weights in the module, of which a part may be pruned
+                reshard(
+                    pl_module
+                )  # validation leaves unsharded weights in the module, which may be pruned only in part
             self._run.finalize()
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,10 +180,10 @@ def _count_steps(trainer: Trainer) -> float | None:
 
 
 def _forget_best_checkpoints(trainer: Trainer) -> None:
-    """Let checkpoints compete anew where they are ranked by a metric. Files that were saved stay."""
+    """Reset the ranking of checkpoints by a metric. Saved files stay."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.monitor is not None and callback.best_k_models:
-            logger.info("The target is reached; checkpoints from before no longer compete for the best.")
+            logger.info("The target is reached; earlier checkpoints are no longer candidates for the best one.")
             callback.best_k_models = {}
             callback.best_model_path = callback.kth_best_model_path = ""
             callback.best_model_score = None

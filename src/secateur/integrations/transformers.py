@@ -45,8 +45,8 @@ class PruningCallback(CallbackMembers, TrainerCallback):
     """Prune a model while a `transformers.Trainer`, or a class derived from it, trains it.
 
     Pruning starts when training does, and steps are optimizer steps. Each checkpoint gets a file `pruner.pt`, from
-    which training resumes with the same bits. With ``load_best_model_at_end``, only checkpoints that reached the target
-    compete, and the masks are those of the best one. Logs get a value `sparsity`.
+    which training resumes bit-identically. With ``load_best_model_at_end``, only checkpoints that have reached the
+    target are candidates, and the masks are those of the best one. Logs get a value `sparsity`.
 
     The model may be sharded by FSDP2. Its masks are gathered in one process, which writes them to `pruner.pt`.
 
@@ -142,7 +142,7 @@ class PruningCallback(CallbackMembers, TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Gather what is logged or saved after this epoch, while all processes are here: only one writes and pushes."""
+        """Gather what is logged or saved after this epoch in all processes, because only one writes and pushes."""
         if self.pruner is None or not self._run.is_sharded:
             return
         is_saved = control.should_save or control.should_evaluate  # an evaluation can save the best model
@@ -152,7 +152,7 @@ class PruningCallback(CallbackMembers, TrainerCallback):
             self._gathered = (state.global_step, self._snapshot(args))
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Let only checkpoints compete for the best one that reached the target, if there are any."""
+        """Choose the best checkpoint only among those that have reached the target, if there are any."""
         is_complete = self._complete_at is not None and (state.best_global_step or 0) >= self._complete_at
         if self._get_state() is state and not is_complete:
             state.best_metric = None
@@ -204,7 +204,7 @@ class PruningCallback(CallbackMembers, TrainerCallback):
             self._run.finalize()
 
     def _gather_sparsity(self) -> None:
-        """Count together, so that each process can log the sparsity of this step."""
+        """Count in all processes, so that each can log the sparsity of this step."""
         _ = self._run.sparsity
 
     def _snapshot(self, args: TrainingArguments) -> dict[str, Any]:
@@ -295,7 +295,7 @@ def _refuse_arguments(args: TrainingArguments) -> None:
         raise UnsupportedModelError(explain_fsdp1("fsdp"))
     if args.fsdp and dict(args.fsdp_config or {}).get("xla"):
         raise UnsupportedModelError(
-            "fsdp cannot be used with pruning on XLA devices: torch_xla shards weights in a form of its own. Train "
+            "fsdp cannot be used with pruning on XLA devices: torch_xla has its own format for shards. Train "
             "with DistributedDataParallel."
         )
     refuse_optimizer_name(_get_optimizer_name(args))

@@ -24,8 +24,8 @@ def rearrange_units(gradients: Floats, keep: Flags, alive: Flags | None = None, 
 
     With the Fisher information of the masks of one layer, ``F = Σ g gᵀ`` over batches, pruning a set of units changes
     the loss by about ``½ Σ (Σ g of the set)²``. The ranking ignores products of different units, and so prunes units
-    whose effects add up. Here each kept unit, from the lowest ``Σ g²``, joins the pruned ones, and the unit whose
-    return makes the sum smallest leaves them. The number of pruned units does not change, and the sum never grows.
+    whose effects add up. Here each kept unit, in ascending order of ``Σ g²``, is pruned, and the pruned
+    unit is restored that makes the sum smallest. The number of pruned units does not change, and the sum never grows.
 
     Args:
         gradients: Gradients of the loss with respect to the masks, of shape (batches, units).

@@ -1,4 +1,4 @@
-"""Exchange pruned and kept units while a model trains: RigL by gradients, SET at random."""
+"""Prune and regrow units while a model trains: RigL by gradients, SET at random."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["GrowthScores", "RegrowthUpdater", "make_updater"]
 
 
 class GrowthScores:
-    """The scores by which pruned units are kept again.
+    """The scores by which pruned units regrow.
 
     Args:
-        pattern: The pattern with its layers, of a kind that regrows.
+        pattern: The pattern with its layers. Its kind of run regrows.
         weight: Returns the current weight of a layer as an (O, K, I) array.
 
     Attributes:
@@ -39,37 +39,37 @@ class GrowthScores:
         """Return the stream of scores to select units of `name` by, after `step` steps.
 
         Raises:
-            ScoreError: Units regrow by gradients, and there were none.
+            ScoreError: Units regrow by gradients, but none reached them.
         """
         if self.gradients is None:
-            # Not the draws of the criterion "random", nor those of another step.
+            # The draws differ from those of the criterion "random", and from those of other steps.
             seed = self._pattern.config.seed << 32 | step
             config = self._pattern.config.model_copy(update={"criterion": "random", "seed": seed})
             return AccumulatedScores(self._pattern, self._weight, config=config).stream(name, None)
         keys = [name] if self.gradients.is_per_unit else self._pattern.units[name].parts
         if any(key not in self.gradients.totals for key in keys):
             raise ScoreError(
-                f"layer {name!r}: kind='rigl' regrows by gradients, and none reached this layer in step {step}. "
+                f"layer {name!r}: kind='rigl' regrows by gradients, but none reached this layer in step {step}. "
                 f"Exclude it, or use kind='set'."
             )
         return self.gradients.stream(name, None)
 
     def clear(self) -> None:
-        """Forget the gradients, so that no later update regrows by them."""
+        """Clear the gradients, so that no later update regrows by them."""
         if self.gradients is not None:
             self.gradients.totals = {}
 
 
 class RegrowthUpdater(MaskUpdater):
-    """Prune to the target before the first step, and then exchange kept and pruned units of each layer.
+    """Prune to the target before the first step, and then prune and regrow units of each layer.
 
-    At an update, a share of the kept units of each layer, those with the lowest scores of the criterion, is pruned. As
-    many units that are then pruned, just now or before, are kept: those with the highest growth scores. So the number
+    At an update, a share of the kept units of each layer, those with the lowest scores of the criterion, is pruned.
+    Then the same number of pruned units, including these, regrows: those with the highest growth scores. So the number
     of kept units of each layer never changes.
 
     Args:
         pattern: See `MaskUpdater`.
-        growth: The scores by which units are kept again.
+        growth: The scores by which units regrow.
         is_new: See `MaskUpdater`.
         options: See `MaskUpdater`.
 
@@ -125,7 +125,7 @@ def make_updater(
 
     Args:
         pattern: See `MaskUpdater`.
-        growth: The growth scores; ``None`` for kinds without.
+        growth: The growth scores; ``None`` for kinds without regrowth.
         is_new: See `MaskUpdater`.
         options: See `MaskUpdater`.
     """

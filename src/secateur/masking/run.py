@@ -40,7 +40,7 @@ class Run(Generic[Weight]):
 
     Attributes:
         is_new: See above.
-        growth: The scores by which pruned units are kept again; ``None`` for kinds without.
+        growth: The scores by which pruned units regrow; ``None`` for kinds without regrowth.
         history: The share of units pruned after each update.
 
     Raises:
@@ -200,9 +200,8 @@ class Run(Generic[Weight]):
         units = sum(self.pattern.units[name].total for name in parts)
         pruned_units = sum(self.pattern.units[name].add(count_true(~kept[name])) for name in parts if name in kept)
         tiling, *others = parts.values()
-        if (
-            not others and tiling.channel_blocks is not None
-        ):  # a single weight has blocks, whatever units they belong to
+        # The blocks of a single weight can be verified, whatever units they belong to.
+        if not others and tiling.channel_blocks is not None:
             pattern, blocks = tiling.channel_blocks
             units, pruned_units = units * blocks, pruned_units * blocks
         return LayerResult(

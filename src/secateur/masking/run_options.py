@@ -45,8 +45,8 @@ class RunOptions:
             whole at the update. A step: they are pruned in parts from the update on, the first part at the update, and
             are whole at the last part, at the latest after the step that follows this one.
         learning_rate: Only for runs whose steps are announced. The learning rate of group lasso, ≥ 0, until a torch
-            optimizer that trains the weights makes a step; its rate then applies. ``None``: group lasso is refused.
-        steps_taken: Number of steps that count as made before the run; updates that were due in these steps are
+            optimizer that trains the weights takes a step; its rate then applies. ``None``: group lasso is refused.
+        steps_taken: Number of steps that count as taken before the run; updates that were due in these steps are
             skipped.
         is_resumed: Whether a saved state is loaded before the first step. The weights may then already be those of its
             checkpoint: until the state is loaded, nothing is pruned, and there are no warnings about zeros.

@@ -135,7 +135,7 @@ class AccumulatedScores:
         return units.rank(name, lambda: self._chunks(name), flags)
 
     def stream_equal(self, name: str, alive: Mapping[str, Array] | None) -> Scores:
-        """Return equal scores of the units `name`, for a selection that prunes nothing more."""
+        """Return equal scores of the units `name`, for a selection that prunes no more of them."""
         units, flags = self.pattern.units[name], None if alive is None else alive[name]
         weight = self.pattern.framework.to_array(self.weight(next(iter(units.parts))))
         xp = namespace(weight)

@@ -1,4 +1,4 @@
-"""Select N:M masks anew at each update, from weights that keep training while they are pruned (SR-STE)."""
+"""Select new N:M masks at each update, from weights that keep training while they are pruned (SR-STE)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["StraightThroughUpdater"]
 
 
 class StraightThroughUpdater(MaskUpdater):
-    """Prune every group before the first step, and choose its N best weights anew at each update.
+    """Prune every group before the first step, and select its N best weights again at each update.
 
     Args:
         pattern: See `MaskUpdater`; an N:M pattern.
@@ -22,7 +22,7 @@ class StraightThroughUpdater(MaskUpdater):
         options: See `MaskUpdater`.
 
     Raises:
-        ConfigError: It is another pattern, or its target does not prune every group.
+        ConfigError: The pattern is not N:M, or its target does not prune every group.
 
     Source:
         Zhou et al., "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", arXiv:2102.04010,

@@ -1,4 +1,4 @@
-"""Remember how sparse a run was after each update that changed it."""
+"""Record the sparsity of a run after each update that changes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class UpdateHistory:
     """The share of units pruned after each update of a run that changed it.
 
     Progressive runs prune the weights of units in parts; a unit counts once all of them are pruned. The history is not
-    saved: after a state was loaded, it starts anew.
+    saved: it starts over when a state is loaded.
 
     Attributes:
         shares: Step → share of units pruned after it, in [0, 1].
@@ -33,11 +33,11 @@ class UpdateHistory:
         self.before: float | None = None
 
     def start(self, step: int, share: float) -> None:
-        """Remember the share at the start of a run."""
+        """Record the share at the start of a run."""
         self.shares, self.before = {step: share}, share
 
     def record(self, step: int, *, before: float, after: float) -> None:
-        """Remember the share after an update; if the one before is not as remembered, forget everything else."""
+        """Record the share after an update. If `before` is not the last recorded share, clear the history first."""
         self.shares = {past: share for past, share in self.shares.items() if past < step}
         if not self.shares or next(reversed(self.shares.values())) != before:
             self.shares, self.before = {}, before
@@ -45,7 +45,7 @@ class UpdateHistory:
             self.shares[step] = after
 
     def find_share(self, step: int) -> float | None:
-        """Return the share after a step; ``None``: nothing is known."""
+        """Return the share after a step; ``None``: it is unknown."""
         past = [share for recorded, share in self.shares.items() if recorded <= step]
         return past[-1] if past else self.before
 
@@ -58,7 +58,7 @@ def merge_histories(
     Args:
         histories: One history per run.
         units: Number of units of each run.
-        last: The step up to which the history counts.
+        last: Last step to include.
 
     Examples:
         >>> first, second = UpdateHistory(), UpdateHistory()

@@ -67,7 +67,7 @@ class MaskUpdater:
         return self.config.kind == "pattern_lock"
 
     def sparsity(self) -> float:
-        """Return the share of pruned units. Units are counted again only if others are kept than before."""
+        """Return the share of pruned units. Units are only counted again after the masks have changed."""
         if self._last_count is None or self._last_count[0] is not self.keep:
             total = sum(units.total for units in self.pattern.units.values())
             self._last_count = self.keep, self._count_pruned() / total

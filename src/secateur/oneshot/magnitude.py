@@ -64,7 +64,7 @@ def _refuse_regrowth(config: PruningConfig) -> None:
     for rule in (dict(config), *config.layers.values(), *config.layer_types.values()):
         if (kind := (rule or {}).get("kind")) in REGROWING_KINDS:
             raise ConfigError(
-                f"kind={kind!r} exchanges weights while the model trains. Use it with secateur.prepare, or leave it "
+                f"kind={kind!r} regrows weights while the model trains. Use it with secateur.prepare, or leave it "
                 f"out to prune once."
             )
 

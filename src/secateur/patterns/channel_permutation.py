@@ -19,7 +19,7 @@ FIRST_TEMPERATURE, LAST_TEMPERATURE = 0.35, 0.08
 """Temperatures of the annealing, relative to the standard deviation of what exchanges gain at first."""
 
 CHUNK = 1 << 18
-"""Scores compared at a time, few enough for the cache of a core."""
+"""Scores compared at a time, few enough to fit in the cache of a core."""
 
 
 def compute_kept_score(scores_RC: npt.ArrayLike, keep: int, group: int) -> float:
@@ -34,17 +34,17 @@ def search_permutation(
 ) -> npt.NDArray[np.int64]:
     """Find an order of channels in which N:M keeps a higher sum of scores than in the given one.
 
-    What each exchange of two channels gains is known exactly at any time: an exchange changes two groups only, and a
+    The gain of each exchange of two channels is known exactly at any time: an exchange only changes two groups, and a
     channel x in place of another one adds ``Σ max(t, x)`` to the N - 1 best of the others, whose N-th best is t.
-    Exchanges are drawn by simulated annealing, and then made as long as any gains. Unlike the search of the paper, the
-    time does not depend on the number of ways to fill groups.
+    Simulated annealing draws exchanges at random, and then they are made as long as any has a gain. Unlike the search
+    of the paper, the time does not depend on the number of ways to fill groups.
 
     Args:
         scores_RC: Scores, ≥ 0, of shape (rows, channels); higher ones are kept.
         keep: N, the channels kept in each group in each row.
         group: M, the length of a group, which divides the number of channels.
         sweeps: How often the annealing visits each channel, ≥ 0.
-        seed: Seed of the random numbers. Equal arguments have equal results.
+        seed: Seed of the random numbers. Equal arguments give equal results.
 
     Returns:
         The channel at each position. Channels ascend in each group, and so do the first channels of the groups. If no
@@ -127,7 +127,7 @@ class _ChannelExchange:
         return float(np.std([self.find_gains(channel) for channel in channels]))
 
     def anneal(self, steps: int, scale: float, generator: np.random.Generator) -> None:
-        """Draw exchanges, with ever fewer losses."""
+        """Draw exchanges at a falling temperature, so that fewer and fewer have a loss."""
         ratio = LAST_TEMPERATURE / FIRST_TEMPERATURE
         for step in range(steps):
             temperature = scale * FIRST_TEMPERATURE * ratio ** (step / steps)

@@ -37,14 +37,14 @@ class RowPeers(Protocol):
 
     Attributes:
         rank: Number of this process.
-        starts: The first output channel of each process, and the number of all.
+        starts: The first output channel of each process, and the total number.
     """
 
     rank: int
     starts: list[int]
 
     def exchange(self, arrays: Array) -> Array:
-        """Send ``arrays[rank]`` to each process, and return what each of them sent here, in the same shape."""
+        """Send ``arrays[rank]`` to each process, and return what each of them sent to this one, in the same shape."""
 
     def gather(self, array: Array) -> list[Array]:
         """Return the arrays of all processes, which have the same shape."""

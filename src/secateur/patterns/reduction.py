@@ -1,4 +1,4 @@
-"""Reduce the scores of a unit's weights to one score, with the same bits in every framework.
+"""Reduce the scores of a unit's weights to one score, bit-identically in every framework.
 
 The result of a floating-point sum depends on its order, which differs between libraries. Sums here add adjacent
 values pairwise, in an order that depends only on the shape, so that equal scores give equal unit scores everywhere.

@@ -1,4 +1,4 @@
-"""Divide a sparsity over layers that keep it while they train, and check which patterns can regrow."""
+"""Distribute a sparsity over layers that keep it while they train, and check which patterns can regrow."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def check_regrowth(pattern: BasePattern) -> None:
     restricts = any(getattr(type(pattern), method) is not getattr(BasePattern, method) for method in SELECTION_METHODS)
     if restricts and type(pattern).grow_units is Specification.grow_units:
         raise ConfigError(
-            f"kind={kind!r} does not support pattern {name!r}: {type(pattern).__name__} selects units in its own way, "
-            f"and does not say which can be kept again. Override grow_units, or use kind='iterative'."
+            f"kind={kind!r} does not support pattern {name!r}: {type(pattern).__name__} restricts which units are "
+            f"selected, and does not define which can regrow. Override grow_units, or use kind='iterative'."
         )
     if pattern.unit_share == 1:
         if kind == "sr_ste":
@@ -100,7 +100,7 @@ def _distribute_globally(pattern: BasePattern) -> dict[str, int]:
     if total < (least := sum(low for low, _ in bounds)):
         raise ConfigError(
             f"target_sparsity={target} keeps {total} units, and the {len(bounds)} layers must keep at least {least} in "
-            f"all, one or more in each. Lower the target, or exclude layers."
+            f"total, and at least one each. Lower the target, or exclude layers."
         )
     includes_kernel = pattern.config.sparsity_distribution != "er"
     sizes = [

@@ -1,4 +1,4 @@
-"""Reduce rows that are divided over processes, with the bits of one process.
+"""Reduce rows that are divided over processes, bit-identically to one process.
 
 Rows are reduced in adjacent pairs, as by `pairwise_sum`, which form a tree: node ``(level, index)`` reduces the rows
 from ``index · 2^level`` up to the next node. A process that holds consecutive rows reduces them to the few nodes that
@@ -38,7 +38,7 @@ def reduce_rows(values: Array, rows: range, count: int, combine: Combine) -> dic
 
     Args:
         values: Array with `rows` as its first axis.
-        rows: Numbers of the rows.
+        rows: Indices of the rows.
         count: Number of rows over all processes.
         combine: How two rows are reduced.
 
@@ -106,7 +106,7 @@ def _split_edges(rows: range, count: int) -> Iterator[tuple[int | None, int | No
 
 
 def _combine_pairs(values: Array, axis: int, combine: Combine) -> Array:
-    """Combine adjacent pairs along an axis; the last of an odd number is kept."""
+    """Combine adjacent pairs along an axis; the last one of an odd number is kept."""
     lead, length = (slice(None),) * axis, values.shape[axis]
     even = length - length % 2
     combined = combine(values[(*lead, slice(0, even, 2))], values[(*lead, slice(1, even, 2))])

@@ -30,7 +30,7 @@ DIGIT = 16
 BINS = 1 << DIGIT
 
 BLOCK = 1 << 8
-"""Bins of a histogram whose sum processes exchange first, and then the bins of the block that contains the rank."""
+"""Bins per block of a histogram. Processes first add up whole blocks, and then the bins of the block with the rank."""
 
 MAX_INT32 = np.iinfo(np.int32).max
 """Largest number of units whose histogram processes exchange as 32-bit integers."""
@@ -246,7 +246,7 @@ class _Histogram:
 
 
 class _SharedHistogram:
-    """The sum of the histograms of several processes, which exchange only those bins that are needed.
+    """The sum of the histograms of several processes, which only exchange the bins that are needed.
 
     All of them must ask for the same digits in the same order.
 

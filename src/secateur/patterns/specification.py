@@ -102,15 +102,15 @@ class Specification(ABC):
         return {name: self.keep_units(layer, self._find_cut(layer, counts[name])) for name, layer in scores.items()}
 
     def regrow_units(self, layer: Scores, growth: Scores, count: int) -> Array:
-        """Prune the `count` kept units with the lowest scores, and keep as many of all others that are then pruned.
+        """Prune the `count` kept units with the lowest scores, and regrow as many of the others.
 
         Args:
             layer: One score per unit, and which units are kept now.
-            growth: One score per unit; those with the highest are kept again. Ties go to the lower index.
+            growth: One score per unit; those with the highest regrow. Ties go to the lower index.
             count: Number of units, at most the number of kept ones.
 
         Returns:
-            One boolean per unit, ``True`` = kept. Units that were just pruned can be kept again.
+            One boolean per unit, ``True`` = kept. Units that were just pruned can regrow.
 
         Raises:
             ScoreError: A score is ``nan``.

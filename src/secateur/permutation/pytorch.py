@@ -28,8 +28,8 @@ from secateur.slimming.pytorch.tensors import list_tensors
 
 __all__ = ["permute_channels"]
 
-MAX_EXCHANGED = 1 << 24
-"""Largest product of scores and channels for which orders are annealed; larger ones only climb, which takes seconds."""
+MAX_ANNEALED = 1 << 24
+"""Maximum product of scores and channels for simulated annealing. Larger searches only climb, which takes seconds."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Divisor of scores that are all zero."""
@@ -61,12 +61,12 @@ def permute_channels(model: nn.Module, config: ConfigLike, calibration: Iterable
     graph = trace(model, example_inputs)
     read_by = {id(reader.module.weight): reader for reader in readers}
     groups = [(group, _find_group_readers(group, tensors, read_by)) for group in graph.groups]
-    groups = [(group, found) for group, found in groups if found]
-    norms = _measure_norms(model, batches, {reader.name: reader for _, found in groups for reader in found})
+    groups = [(group, members) for group, members in groups if members]
+    norms = _measure_norms(model, batches, {reader.name: reader for _, members in groups for reader in members})
     example_run = ExampleRun(model, example_inputs)
     permuted, orders = [], []
-    for group, found in groups:
-        result, order = _search_order(group, found, norms)
+    for group, members in groups:
+        result, order = _search_order(group, members, norms)
         permuted.append(result)
         orders.append((group, order))
     _apply_orders(tensors, orders)
@@ -130,7 +130,7 @@ def _measure_norms(model: nn.Module, batches: Any, readers: Mapping[str, _Reader
 def _search_order(
     group: Group, readers: list[_Reader], norms: Mapping[str, torch.Tensor]
 ) -> tuple[PermutedGroup, npt.NDArray[np.int64]]:
-    """Return the best order of the units of a group, and what N:M keeps in it."""
+    """Return the best order of the units of a group, and what N:M keeps before and after."""
     parts = []
     for reader in readers:
         weight: Any = reader.module.weight
@@ -138,7 +138,7 @@ def _search_order(
         parts.append(scores.square().flatten(0, 1).cpu().numpy())
     scores = np.concatenate(parts)
     keep, width = readers[0].pattern.keep, readers[0].pattern.group
-    sweeps = 400 if scores.size * scores.shape[1] <= MAX_EXCHANGED else 0
+    sweeps = 400 if scores.size * scores.shape[1] <= MAX_ANNEALED else 0
     order = search_permutation(scores / max(float(scores.mean()), TINY), keep, width, sweeps=sweeps)
     total = max(float(scores.sum(dtype=np.float64)), TINY)
     before, after = (

@@ -1,4 +1,4 @@
-"""What a search for orders of channels found."""
+"""The report on reordered channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PermutedGroup:
         name: Its name, as in `secateur.slim`.
         units: Number of channels.
         layers: The layers that read them in N:M groups.
-        before: Share of the scores that N:M keeps in the given order, in [0, 1].
+        before: Share of the scores that N:M keeps in the original order, in [0, 1].
         after: The same in the new order; never less.
     """
 

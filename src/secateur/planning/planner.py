@@ -233,7 +233,7 @@ def _explain_scope(plan: Plan) -> list[str]:
         return []
     return [
         "This plan is for training. Without pruning_scope, secateur.prune ranks each layer separately, so every "
-        "layer loses the target."
+        "layer reaches the target."
     ]
 
 
@@ -242,14 +242,14 @@ def _describe_timing(config: PruningConfig) -> str:
         return (
             f"{config.pattern}: every group is pruned before the first step. Every {config.pruning_frequency} steps "
             f"from step {config.start_step} to {config.last_step}, the weights with the highest {config.criterion} are "
-            f"kept; pruned ones keep training unseen until then."
+            f"kept; pruned ones keep training until then."
         )
     if config.has_regrowth:
         others = "random others" if config.kind == "set" else "those with the largest gradients"
         return (
             f"{config.pattern}: the target is reached before the first step. Every {config.pruning_frequency} steps "
             f"from step {config.start_step} to {config.last_step}, units with the lowest {config.criterion} are "
-            f"exchanged for {others}: at first {config.regrow_fraction:.0%} of the kept ones, and fewer and fewer."
+            f"replaced by {others}: {config.regrow_fraction:.0%} of the kept ones at first, decreasing to zero."
         )
     schedule = config.sparsity_decay_type
     name = schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "custom")

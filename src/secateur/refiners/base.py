@@ -113,8 +113,8 @@ class UnitRefiner(Refiner, ABC):
 
         Args:
             consumer: The layer, with statistics of its inputs in the model whose earlier layers are pruned already.
-            keep_U: The mask of the units that stay, on the device of the weights.
-            update: The present new values.
+            keep_U: The mask of the kept units, on the device of the weights.
+            update: The new values so far.
         """
 
 

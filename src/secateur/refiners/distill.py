@@ -44,8 +44,8 @@ class Distill(ModelRefiner):
         steps: Maximum number of steps, ≥ 1; the learning rate decays to 0 over them.
         minutes: Time limit, > 0; the learning rate then also decays with time. ``None``: no limit.
         rate: Initial learning rate, > 0, relative to the root mean square of each parameter.
-        batches_per_step: Sequences per step, ≥ 1, regardless of how they are cut into batches. Short sequences,
-            images and vectors count in groups of 512 positions.
+        batches_per_step: Sequences per step, ≥ 1, regardless of the batch size. For short sequences, images
+            and vectors, 512 positions count as a sequence.
         classes: Continuations compared individually, ≥ 1.
 
     Raises:
@@ -91,7 +91,7 @@ class Distill(ModelRefiner):
         return [self._record(batch.run(model, device)) for batch in batches]
 
     def _record(self, output: Any) -> _Prediction | torch.Tensor:
-        """Return what the outputs of the dense model are compared by: predictions, or the hidden states."""
+        """Return what is compared with the dense model: predictions, or hidden states."""
         if (logits := _find_logits(output)) is None:
             return _find_states(output).float().cpu()
         logs = logits.float().log_softmax(dim=-1)

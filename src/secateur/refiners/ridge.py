@@ -18,11 +18,11 @@ __all__ = ["Ridge"]
 @register_refiner("ridge")
 @dataclass(frozen=True, kw_only=True)
 class Ridge(UnitRefiner):
-    """Fit the weights of the units that stay to the dense outputs, by ridge regression.
+    """Fit the weights of the kept units to the dense outputs, by ridge regression.
 
-    With the features S that stay and the pruned ones P, and the Gram matrix H of the inputs behind the pruned layers
-    before, ``W'_S = W_S + W_P H_PS (H_SS + λ diag(H_SS))⁻¹``. Layers with a bias get the optimum over weights and bias.
-    It replaces whatever values came before. OSSCAR and ZipLM do the same without this refiner.
+    With kept features S, pruned features P, and the Gram matrix H of the inputs in the pruned model, ``W'_S = W_S + W_P
+    H_PS (H_SS + λ diag(H_SS))⁻¹``. Layers with a bias get the optimum over weights and bias. It replaces the previous
+    values of these weights. OSSCAR and ZipLM do the same without this refiner.
 
     Attributes:
         damping: λ, > 0; ``None``: 3 features per calibration token, in [0.01, 1], because few tokens need more.
@@ -35,7 +35,7 @@ class Ridge(UnitRefiner):
         shrunk towards the dense weights instead of zero.
 
     Examples:
-        The unit that is removed equals the one that stays, which takes its weight:
+        The removed unit equals the kept one, which takes over its weight:
 
         >>> import torch
         >>> from secateur.solvers import ConsumerUpdate, UnitConsumer

@@ -23,7 +23,7 @@ from secateur.solvers.problem import LayerRows, Problem, Solution
 __all__ = ["Swap"]
 
 MARGIN = 1e-5
-"""Relative gain that a change must exceed, because errors are known in float32 only."""
+"""Relative gain that a change must exceed, because errors are only known to float32 precision."""
 
 
 @register_refiner("swap")
@@ -32,9 +32,9 @@ class Swap(LayerRefiner):
     """Exchange kept and pruned units within each row (1x1, blocks) or group (N:M) while that reduces the layer's error.
 
     A unit is one weight or one block. A sweep visits each kept unit and prunes it in favor of the pruned unit that
-    reduces ``‖X (W − Ŵ)ᵀ‖²`` most, if any does: its values become the best ones, given all others. The change of the
-    error is exact, by the Gram matrix. Then the rows that changed are fitted to their dense outputs, as by `PCG`. A row
-    is finished once a sweep changes nothing in it, so that no single exchange improves it. The error of a row never
+    reduces ``‖X (W − Ŵ)ᵀ‖²`` most, if any does, and sets its values to the optimum, given all others. The change of
+    the error is exact, by the Gram matrix. Then the rows that changed are fitted to their dense outputs, as by `PCG`. A
+    row is finished once a sweep changes nothing in it, so that no single exchange improves it. The error of a row never
     increases.
 
     The paper searches a mask for weights that keep their dense values: it restores these, and fits nothing. That makes
@@ -44,8 +44,8 @@ class Swap(LayerRefiner):
 
     Attributes:
         sweeps: Maximum number of sweeps, ≥ 1.
-        refit: Iterations of conjugate gradients before the first sweep and after each, ≥ 0. With 0, other weights than
-            the exchanged ones keep their values.
+        refit: Iterations of conjugate gradients before the first sweep and after each, ≥ 0. With 0, only
+            exchanged weights change.
 
     Raises:
         ConfigError: A value is out of range, or a layer's pattern is neither 1x1, NxM nor N:M.
@@ -122,7 +122,7 @@ class _Units:
         pattern, tiling = layer.selector.bound, layer.selector.tiling
         if type(pattern) not in {BlockPattern, NMPattern}:
             raise ConfigError(
-                f"layer {layer.name!r}: Swap exchanges weights and blocks, so the pattern must be 1x1, NxM or N:M, "
+                f"layer {layer.name!r}: Swap exchanges weights or blocks, so the pattern must be 1x1, NxM or N:M, "
                 f"found {layer.selector.pattern!r}. Leave the refiner out."
             )
         outputs, positions, inputs = tiling.block if isinstance(tiling, BlockTiling) else (1, 1, 1)

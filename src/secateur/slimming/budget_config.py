@@ -14,7 +14,7 @@ from secateur.planning.layer_selection import list_couplings
 __all__ = ["TENTATIVE_SPARSITY", "make_budget_config"]
 
 TENTATIVE_SPARSITY = 0.5
-"""Target of the configuration under a budget, which nothing is pruned to, because the budget decides."""
+"""Placeholder target of the configuration under a budget, which has no effect."""
 
 
 def make_budget_config(config: ConfigLike | None, graph: Graph) -> PruningConfig:

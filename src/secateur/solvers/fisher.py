@@ -28,13 +28,13 @@ class FisherPruning(UnitSolver):
 
     1. Search: with the gradients g of the loss of each sample with respect to the masks, removing a unit costs
        ``½ · mean(g²)``, the diagonal of the Fisher information. The path ignores products of different units.
-    2. Rearrangement: for a given number, units are exchanged by the whole matrix; see `rearrange_units`.
+    2. Rearrangement: for a given number, units are exchanged based on the whole matrix; see `rearrange_units`.
     3. Mask tuning: each layer that reads the units multiplies the kept ones by the factors m that minimize
        ``‖Σ_kept m_u A_u − Σ_all A_u‖² + λ Σ_kept (m_u − 1)² ‖A_u‖²``, where ``A_u = X_u W_uᵀ`` is the contribution of
        unit u to its outputs. If a factor is outside ``[-max_scale, max_scale]``, the layer is not tuned.
 
     Attributes:
-        damping: λ, > 0. The paper damps the normal equations by 1, whatever the scale of the activations.
+        damping: λ, > 0. The paper damps the normal equations by 1, regardless of the scale of the activations.
         max_scale: Maximum absolute value of a factor, > 0.
 
     Raises:

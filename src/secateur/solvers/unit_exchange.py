@@ -39,9 +39,9 @@ def exchange_units(losses: Sequence[UnitLoss], rule: KeepRule, keep_U: torch.Ten
         removed_P, kept_S = (~keep_U).nonzero()[:, 0], keep_U.nonzero()[:, 0]
         if not len(removed_P) or not len(kept_S):
             break
-        neighbourhoods = [_Neighbourhood(loss, removed_P, kept_S) for loss in losses]
-        total = sum(neighbourhood.loss for neighbourhood in neighbourhoods)
-        changes_PS = torch.stack([neighbourhood.changes() for neighbourhood in neighbourhoods]).sum(dim=0)
+        neighborhoods = [_Neighborhood(loss, removed_P, kept_S) for loss in losses]
+        total = sum(neighborhood.loss for neighborhood in neighborhoods)
+        changes_PS = torch.stack([neighborhood.changes() for neighborhood in neighborhoods]).sum(dim=0)
         changes_PS.masked_fill_(part_of_U[removed_P][:, None] != part_of_U[kept_S], torch.inf)
         best = int(changes_PS.argmin())
         if not float(changes_PS.view(-1)[best]) < -TOLERANCE * total:
@@ -50,7 +50,7 @@ def exchange_units(losses: Sequence[UnitLoss], rule: KeepRule, keep_U: torch.Ten
     return keep_U
 
 
-class _Neighbourhood:
+class _Neighborhood:
     """The change in the loss of one layer for each swap of a removed and a kept unit.
 
     With ``Γ = [B_II]⁻¹`` and ``D = -B_KI Γ``, the weights fitted without the removed units are ``W_:K + W_:I Dᵀ``, and

@@ -37,8 +37,8 @@ def prepare(
 
     Raises:
         SecateurError: The configuration is invalid or does not fit the model, a weight is ``nan``, no optimizer holds
-            the weight of a layer to prune, or a Keras model without an optimizer is not compiled. Nothing is changed
-            then.
+            the weight of a layer to prune, or a Keras model without an optimizer is not compiled. In
+            that case, nothing is changed.
 
     Examples:
         >>> import torch, secateur

@@ -106,7 +106,7 @@ class Distillation:
         self._move_teacher(logits.device)
         expected: dict[str, torch.Tensor] = {}
         hooks = _record_outputs(_find_layers(self.teacher, self.layers, "teacher"), expected)
-        with _removing(hooks), torch.no_grad():
+        with _remove_hooks_after(hooks), torch.no_grad():
             target = _find_logits(self.teacher(*inputs, **named_inputs), "teacher")
         kept = _find_positions(logits, named_inputs.get("attention_mask"))
         total = loss * (1 - self.weight)
@@ -225,7 +225,7 @@ def _record_outputs(layers: Mapping[str, nn.Module], outputs: dict[str, torch.Te
 
 
 @contextmanager
-def _removing(hooks: list[Any]) -> Iterator[None]:
+def _remove_hooks_after(hooks: list[Any]) -> Iterator[None]:
     try:
         yield
     finally:

@@ -163,7 +163,7 @@ def _problems_of_counts(
 def _problems_of_regrowth(
     updater: RegrowthUpdater, pruned: Mapping[str, int], weights_per_unit: Mapping[str, Fraction]
 ) -> Iterator[str]:
-    """Find layers that do not keep the number of units that they have kept from the first step on."""
+    """Find layers whose number of kept units has changed since the first step."""
     for name, count in updater.counts.items():
         if pruned[name] != (expected := count * weights_per_unit[name]):
             yield f"{expected} units of {name!r} must be pruned, found {pruned[name]}"

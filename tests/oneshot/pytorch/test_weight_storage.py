@@ -808,5 +808,7 @@ def test_blocks_that_share_a_parameter(tmp_path: Path) -> None:
 
 
 def test_distilling_needs_the_whole_model(dense: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Distill needs the whole model, and weights loads it block by block"):
+    with pytest.raises(
+        ConfigError, match=r"Distill needs the whole model, and Execution\.weights loads it block by block"
+    ):
         prune_and_check_unchanged(build_empty("llama"), dense, tmp_path / "pruned", refine="distill")

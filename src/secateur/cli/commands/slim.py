@@ -94,10 +94,10 @@ def slim(
 ) -> None:
     """Remove channels and heads from a model to make it smaller and faster everywhere.
 
-    With --budget, units of all kinds are removed until the model fits, those with the smallest loss for what they save
-    first; latency is measured on this machine. With --pattern or --config, the model is pruned to the target sparsity
-    first. Without any of these, only units that are already zero are removed, such as those that secateur prune has
-    pruned with the patterns channels and heads.
+    With --budget, units of all kinds are removed until the model fits, starting with those whose loss is smallest for
+    what they save; latency is measured on this machine. With --pattern or --config, the model is pruned to the target
+    sparsity first. Without any of these, only units that are already zero are removed, such as those that secateur
+    prune has pruned with the patterns channels and heads.
 
     --budget, --solver and --refine use calibration data. Without --calibration, language models use the documentation
     that comes with Python. To resume after an interruption, run the same command again.

@@ -61,7 +61,7 @@ def install() -> None:
     effect.
 
     Raises:
-        StateError: The package ``neural_compressor`` is installed or already imported. Then change the imports.
+        StateError: The package ``neural_compressor`` is installed or already imported. Change the imports instead.
 
     Examples:
         >>> from secateur.compat import neural_compressor as compat

@@ -16,7 +16,7 @@ def add_parameters(program: Program, model: nn.Module) -> dict[str, Value]:
     """Add the parameters and floating-point buffers of a model to a program.
 
     Returns:
-        Every name, those of tied parameters included → the value.
+        Name → value, including all names of tied parameters.
     """
     values: dict[str, Value] = {}
     owners: dict[int, str] = {}

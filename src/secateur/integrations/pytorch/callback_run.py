@@ -135,7 +135,7 @@ class CallbackRun:
 
     @property
     def known_sparsity(self) -> float | None:
-        """The sparsity, which one process may read alone; ``None``: the others would have to count too."""
+        """The sparsity if it is known without communication; ``None``: all processes would have to count."""
         is_known = self.pruner is None or not self.is_sharded or self._sparsity[0] == self.pruner.step
         return self.sparsity if is_known else None
 

@@ -60,7 +60,7 @@ def snapshot_pruner(pruner: PytorchPruner, complete_at: int | None, *, keeps: bo
 
 
 def save_pruner(folder: Path, content: Mapping[str, Any]) -> None:
-    """Write what `snapshot_pruner` returned into a folder; the file appears once it is complete."""
+    """Write what `snapshot_pruner` returned into a folder, atomically."""
     part = folder / f"{FILE_NAME}.part"
     torch.save(content, part)
     os.replace(part, folder / FILE_NAME)
@@ -103,7 +103,7 @@ def compute_checksums(model: nn.Module, names: Iterable[str]) -> dict[str, tuple
         {'a': ('float32', 0)}
     """
     if dist.is_available():
-        reshard(model)  # an evaluation leaves whole weights in the model
+        reshard(model)  # evaluation leaves unsharded weights in the model
     weights = {name: _find_weight(model, name) for name in names}
     return {
         name: (str(weight.dtype).rpartition(".")[2], _add_bits(weight))

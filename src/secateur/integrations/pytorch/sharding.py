@@ -1,4 +1,4 @@
-"""Prune models that are sharded in the loops of other projects, whose checkpoints one process writes."""
+"""Support sharded models in the training loops of other projects, where one process writes checkpoints."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def explain_fsdp1(name: str) -> str:
 
     Examples:
         >>> explain_fsdp1("fsdp").partition(":")[0]
-        'fsdp cannot be used with pruning in its first version'
+        'fsdp version 1 cannot be used with pruning'
     """
     return (
-        f"{name} cannot be used with pruning in its first version: it flattens the weights of several layers into one "
-        f"vector, and cuts that. Use version 2 (fully_shard), which shards each weight."
+        f"{name} version 1 cannot be used with pruning: it flattens the weights of several layers into one vector, and "
+        f"shards that. Use version 2 (fully_shard), which shards each weight."
     )
 
 
@@ -41,7 +41,7 @@ def refuse_flat_weights(model: nn.Module) -> None:
 
 
 def has_shards(model: nn.Module) -> bool:
-    """Whether a weight is divided over processes, which then have to make calls together.
+    """Whether a weight is sharded, so that all processes must make collective calls.
 
     Examples:
         >>> has_shards(nn.Linear(2, 2))
@@ -53,11 +53,11 @@ def has_shards(model: nn.Module) -> bool:
 def gather_state(pruner: PytorchPruner, *, keeps: bool = True) -> dict[str, Any]:
     """Return the state of a pruner with whole tensors, which `PytorchPruner.load_state_dict` accepts.
 
-    If weights are sharded, all processes must call this; one tensor after another is gathered, and moved to the CPU.
+    If weights are sharded, all processes must call this. Tensors are gathered one at a time, and moved to the CPU.
 
     Args:
         pruner: The pruner.
-        keeps: Whether this process needs the tensors. If not, there is ``None`` for those that are sharded.
+        keeps: Whether this process needs the tensors. If not, sharded tensors are ``None``.
     """
     gathered: dict[str, Any] = _gather(pruner.state_dict(), keeps=keeps)
     return gathered

@@ -1,4 +1,4 @@
-"""Run the dense blocks of a model beside the pruned ones, because refiners compare the two."""
+"""Run the dense blocks of a model alongside the pruned ones, because refiners compare the two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Record a run of several ranks: rank 0 has the folder, and the others follow it."""
+"""Record a run of several ranks: rank 0 uses the folder, and the others follow it."""
 
 from __future__ import annotations
 

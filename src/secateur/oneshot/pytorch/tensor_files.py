@@ -109,7 +109,7 @@ def view_as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary file beside the path, and rename it once it is on disk."""
+    """Write to a temporary file next to the path, and rename it once it is on disk."""
     temporary = path.with_name(f"{path.name}.part")
     with explain_write_errors(path):
         try:

@@ -233,8 +233,8 @@ def refuse_weight_files(execution: Execution) -> None:
     """Raise `ConfigError` if the weights are in files."""
     if execution.weights is not None:
         raise ConfigError(
-            "weights loads a model block by block, and units in several layers are found in the whole model. Load the "
-            "model: leave out weights (--low-memory)."
+            "Execution.weights loads a model block by block, and units in several layers are found in the whole model. "
+            "Load the model: leave out weights (--low-memory)."
         )
 
 

@@ -175,8 +175,8 @@ class FileStorage(WeightStorage):
         """See `WeightStorage.check`."""
         if recipe.model_refiners:
             raise ConfigError(
-                f"{type(recipe.model_refiners[0]).__name__} needs the whole model, and weights loads it block by "
-                f"block. Leave it out, or load the whole model: leave out weights (--low-memory)."
+                f"{type(recipe.model_refiners[0]).__name__} needs the whole model, and Execution.weights loads it "
+                f"block by block. Leave it out, or load the whole model: leave out weights (--low-memory)."
             )
 
     def refuse_outside(self, layers: Sequence[str], refusal: Exception | None = None) -> None:
@@ -184,9 +184,9 @@ class FileStorage(WeightStorage):
         if layers:
             cause = "" if refusal is None else f" (With blocks that only record their calls: {refusal})"
             raise UnsupportedModelError(
-                f"weights loads a model block by block, and {format_list(map(repr, layers))} are not in a stack of "
-                f"blocks that run one after another. Exclude these layers (excluded_op_names), or load the whole "
-                f"model: leave out weights (--low-memory).{cause}"
+                f"Execution.weights loads a model block by block, and {format_list(map(repr, layers))} are not in a "
+                f"stack of blocks that run one after another. Exclude these layers (excluded_op_names), or load the "
+                f"whole model: leave out weights (--low-memory).{cause}"
             ) from refusal
 
     def load_outside(self, blocks: Mapping[str, nn.Module]) -> None:
@@ -300,6 +300,6 @@ def _refuse_shared(model: nn.Module, blocks: Mapping[str, nn.Module]) -> None:
         names.setdefault(id(tensor), []).append(name)
     if shared := [names[key] for key, owners in places.items() if len(owners) > 1]:
         raise UnsupportedModelError(
-            f"weights loads a model block by block, and {format_list(map(repr, shared[0]))} are the same "
+            f"Execution.weights loads a model block by block, and {format_list(map(repr, shared[0]))} are the same "
             f"parameter in several blocks. Load the whole model: leave out weights (--low-memory)."
         )

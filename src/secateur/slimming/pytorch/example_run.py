@@ -20,7 +20,7 @@ TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 4e-3, tor
 """Largest difference of outputs that rounding explains in most models, by the type of the parameters."""
 
 MARGIN, MAX_TOLERANCE = 8.0, 1e-3
-"""Models that amplify rounding, as language models do, get this multiple of what it changes, up to the maximum."""
+"""Models that amplify rounding errors, such as language models, get this multiple of the effect, up to the maximum."""
 
 
 class ExampleRun:
@@ -65,7 +65,7 @@ class ExampleRun:
             return take_snapshot(self._inputs.copy().call(self._model))
 
     def find_effective(self) -> set[int]:
-        """Return the ids of the parameters that the outputs depend on in a way that gradients follow.
+        """Return the ids of the parameters that gradients of the outputs reach.
 
         Raises:
             CalibrationError: The model fails.
@@ -83,7 +83,7 @@ class ExampleRun:
                 weight.requires_grad_(flag)
 
     def measure_change(self) -> float:
-        """Return the largest difference from the outputs at first, relative to the largest output or to 1.
+        """Return the largest difference from the initial outputs, relative to the largest output or to 1.
 
         Raises:
             CalibrationError: The model fails.
@@ -91,7 +91,7 @@ class ExampleRun:
         return measure_difference(self._expected, self.run(), min_size=1.0)
 
     def measure_rounding(self, error: float) -> float:
-        """Return how far outputs change if each layer with weights has a relative error, as from another summation."""
+        """Return how much outputs change if each layer with weights has a relative error, such as a rounding error."""
         generator = torch.Generator(self._device).manual_seed(0)
 
         def disturb(_module: nn.Module, _inputs: Any, output: Any) -> Any:
@@ -107,7 +107,7 @@ class ExampleRun:
             return self.measure_change()
 
     def is_close(self, tolerance: float) -> bool:
-        """Whether the model accepts the inputs, and its outputs are those at first up to a difference."""
+        """Whether the model accepts the inputs, and its outputs are close to the initial ones."""
         try:
             return self.measure_change() <= tolerance
         except CalibrationError:
@@ -127,7 +127,7 @@ def prepare_inputs(model: nn.Module, example_inputs: Any) -> ExampleInputs:
 
 
 def _find_leaf_variables(pending: list[Any]) -> Iterator[int]:
-    """Yield the ids of the parameters at the ends of a graph of gradients."""
+    """Yield the ids of the parameters at the leaves of an autograd graph."""
     visited = set()
     while pending:
         node = pending.pop()

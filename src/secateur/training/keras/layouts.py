@@ -1,4 +1,4 @@
-"""On which devices the variables of a run are, if `keras.distribution` distributes them."""
+"""The layouts of a run's variables if `keras.distribution` distributes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def get_replicated_layout(rank: int) -> Any:
 def distribute_values(variables: Sequence[keras.Variable], scope: keras.StatelessScope) -> list[Any]:
     """Return the values of variables in a scope, each on the devices of its variable.
 
-    Assignments in a scope leave values where they are, and a step would be compiled again for other devices.
+    Assignments in a scope do not move values, and a step would be compiled again for other devices.
     """
     return [_distribute(scope.get_current_value(variable), variable) for variable in variables]
 

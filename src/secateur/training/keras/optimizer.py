@@ -307,7 +307,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         """Number of steps since pruning started, without steps that accumulate gradients or overflow."""
         if self._has_no_values():
             raise StateError(
-                "Under fit, JAX keeps the values of variables to itself. Access the optimizer as "
+                "Under fit, JAX does not update variables. Access the optimizer as "
                 "self.model.optimizer in a callback, which restores them. After an error in fit, recreate the model."
             )
         return int(read_array(self._iterations))
@@ -416,7 +416,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
 
         Raises:
             StateError: The state is damaged, or belongs to another model, configuration or format, or this run has
-                ended; nothing is changed then.
+                ended. In that case, nothing is changed.
         """
         self._require_active()
         if HEADER_KEY not in state:
@@ -430,7 +430,7 @@ class PruningOptimizer(keras.optimizers.Optimizer):
         weights of an epoch in which less was pruned.
 
         Raises:
-            LayerError: A pruned layer is missing in `model` or has another shape; nothing is changed then.
+            LayerError: A pruned layer is missing in `model` or has another shape. In that case, nothing is changed.
         """
         if model is None:
             self._require_started().apply_masks()

@@ -129,7 +129,7 @@ class KerasRun(Run[TrainedKernel]):
         Args:
             step: Number of that step, from 1.
             gradients: Layer → the gradient, in the shape of the kernel.
-            made: Whether the call makes a step, rather than only accumulating gradients.
+            made: Whether the call takes a step, rather than only accumulating gradients.
 
         Raises:
             ScoreError: The criterion ranks by gradients, but a layer has none.
@@ -142,7 +142,7 @@ class KerasRun(Run[TrainedKernel]):
             )
         if self._growth and missing is not None:
             raise ScoreError(
-                f"layer {missing!r}: kind='rigl' regrows by gradients, and none reaches this layer. Exclude it, or use "
+                f"layer {missing!r}: kind='rigl' regrows by gradients, but none reaches this layer. Exclude it, or use "
                 f"kind='set'."
             )
         self._accumulate(self.scores, self._totals, gradients, ops.logical_and(self._should_accumulate(step), made))
@@ -284,7 +284,7 @@ class KerasRun(Run[TrainedKernel]):
             return super().masks_after(step)
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
-        """See `Run.set_masks`. Weights that are pruned, or kept again, lose their state in the optimizer."""
+        """See `Run.set_masks`. Weights that are pruned, or regrow, lose their state in the optimizer."""
         if self.config.has_regrowth:
             # Before the masks are set, so that an interrupted call can be repeated.
             for layer, mask in masks.items():

@@ -96,8 +96,8 @@ class PruningStep:
             gradients: Identity of the variable of a kernel → its gradient, scaled and not accumulated.
 
         Returns:
-            Whether the call makes a step, and the learning rate of each kernel that it changes. A call without pruned
-            kernels, such as that of the other model in adversarial training, makes no step.
+            Whether the call takes a step, and the learning rate of each kernel that it changes. A call without pruned
+            kernels, such as that of the other model in adversarial training, takes no step.
         """
         given = {name: gradients.get(id(kernel.variable)) for name, kernel in self.kernels.items()}
         slots = {name: kernel.slot for name, kernel in self.kernels.items() if given[name] is not None and kernel.slot}

@@ -65,7 +65,7 @@ class TrainedKernel(KernelWeight):
         return super().canonical() if self.latent is None else self._view.to_canonical(self._read_all())
 
     def write_mask(self, mask: Array) -> None:
-        """See `PrunedWeight.write_mask`. Weights that are kept again get their latent values."""
+        """See `PrunedWeight.write_mask`. Restored weights get their latent values."""
         if self.latent is not None:
             values = self._read_all()
             self.latent.assign(values)

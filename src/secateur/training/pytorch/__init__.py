@@ -79,8 +79,8 @@ def prepare_together(
         The pruners, in the order of `configs`.
 
     Raises:
-        SecateurError: See `secateur.prepare`. Nothing is changed then, except if an update at step 0 fails: zeros of
-            the pruners before stay.
+        SecateurError: See `secateur.prepare`. In that case, nothing is changed, unless an update at step 0 fails: the
+            zeros of earlier pruners stay.
 
     Examples:
         >>> import torch
@@ -111,7 +111,7 @@ def prepare_together(
 def _unwrap_optimizers(
     optimizer: Optimizer | Iterable[Optimizer] | None,
 ) -> tuple[tuple[Optimizer, ...] | None, list[Any]]:
-    """Return the optimizers that make the steps, and the wrappers around them."""
+    """Return the optimizers that take the steps, and the wrappers around them."""
     if optimizer is None:
         return None, []
     optimizers = tuple(optimizer) if isinstance(optimizer, Iterable) else (optimizer,)

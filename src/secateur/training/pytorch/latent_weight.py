@@ -1,4 +1,4 @@
-"""A pruned weight that keeps training unseen: SR-STE."""
+"""A weight whose pruned values keep training (SR-STE)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["LatentParameter"]
 class LatentParameter(TrainedParameter):
     """A weight whose pruned values are zero in every forward pass, and train with the gradients of these zeros.
 
-    The gradient of the loss at the pruned weight is that of the straight-through estimator. Only while the optimizer
-    makes its step does the parameter contain the values of all weights, and so momentum and weight decay apply to all.
+    The gradient of the loss at the pruned weight is that of the straight-through estimator. The parameter
+    contains the values of all weights only during the optimizer step, so momentum and weight decay apply to all.
 
     Attributes:
         latent: The values of all weights after the last step, of which those of pruned weights count; ``None``: pruned
@@ -37,7 +37,7 @@ class LatentParameter(TrainedParameter):
         return read_canonical(self._read_all(), self.view)
 
     def write_mask(self, mask: torch.Tensor) -> None:
-        """See `PrunedWeight.write_mask`. Weights that are kept again get their latent values."""
+        """See `PrunedWeight.write_mask`. Restored weights get their latent values."""
         if not self._may_train():
             super().write_mask(mask)
             return

@@ -69,7 +69,7 @@ class PytorchRun(Run[TrainedParameter]):
         self._add_scores(self.scores, optimizer)
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
-        """See `Run.set_masks`. Weights that are pruned, or kept again, lose their state in the optimizers."""
+        """See `Run.set_masks`. Weights that are pruned, or regrow, lose their state in the optimizers."""
         if self.growth is not None:
             # Before the masks are set, so that an interrupted call can be repeated.
             for layer, mask in masks.items():

@@ -1,11 +1,11 @@
 """Weights that are divided over processes, as by ``fully_shard`` or tensor parallelism.
 
-Every process has the shard of a mask beside the shard of the weight, so that steps between mask updates send nothing.
+Every process has a shard of the mask next to its shard of the weight, so that steps between mask updates send nothing.
 At a mask update, each process scores the units of its part (see `secateur.distributed.pytorch.shards`), and the
 histograms of the scores are added up: 256 KiB for each of two passes. Units that span the rows of several processes,
-as those of ``channelx1``, are scored by all of them together, and ranked by every process alike. Other layers are
-gathered, and ranked alike: those of pattern locks, of criteria that need a whole weight, and of tensors
-that are divided along another axis.
+such as those of ``channelx1``, are scored by all of them together, and every process ranks them in the same way. Other
+layers are gathered, and every process ranks them in the same way: those of pattern locks, of criteria that need a whole
+weight, and of tensors that are divided along another axis.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class ManualOptimizer:
 
     Args:
         parameters: The parameters that the loop trains.
-        learning_rate: Their learning rate until a torch optimizer makes a step; ``None``: they have no rates.
+        learning_rate: Their learning rate until a torch optimizer takes a step; ``None``: they have no rates.
 
     Attributes:
         param_groups: One group for each parameter, as in an optimizer.
@@ -210,14 +210,14 @@ class TrainedParameter(ParameterWeight):
             apply_mask(gradient, self.mask)
 
     def clear_optimizer_state(self, mask: torch.Tensor) -> None:
-        """Set the state of each weight that a new mask prunes or keeps again, such as its momentum, to zero."""
+        """Set the state of each weight that a new mask prunes or restores, such as its momentum, to zero."""
         if self.mask is None:
             return
         unchanged = self.mask.to(mask.device) == mask
         for optimizer in self.slot.optimizers:
             states = getattr(optimizer, "state", {})  # a loop that announces its steps has an optimizer of its own
             for value in states[self.parameter].values() if self.parameter in states else ():
-                # Optimizers with 8-bit states store codes, of which zero is not the code of zero.
+                # Optimizers with 8-bit states store codes, and code 0 does not stand for zero.
                 if isinstance(value, torch.Tensor) and value.shape == unchanged.shape and value.is_floating_point():
                     apply_mask(value, unchanged)
 

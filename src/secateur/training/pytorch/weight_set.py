@@ -43,7 +43,7 @@ class WeightSet(dict[str, TrainedParameter]):
         Raises:
             LayerError: A weight is not in any optimizer.
             ScoreError: A weight contains ``nan``.
-            RankError: It raised in another process, or a weight that is not sharded has other values there.
+            RankError: It raised in another process, or a weight that is not sharded differs there.
         """
         with groups.fail_together("secateur.prepare"):
             slots = find_slots(plan, optimizers)
@@ -108,9 +108,9 @@ class WeightSet(dict[str, TrainedParameter]):
 
 
 def _refuse_other_values(weights: Mapping[str, TrainedParameter], groups: RankGroups) -> None:
-    """Raise `RankError` if a weight that is not sharded has other values in another process.
+    """Raise `RankError` if a weight that is not sharded differs between processes.
 
-    Such weights, as of experts of which each process has its own, would be pruned in another way in each process.
+    Such weights, as in expert parallelism, would be pruned differently in each process.
     """
     plain = {name: weight for name, weight in weights.items() if not isinstance(weight, ShardedParameter)}
     if plain and not groups.is_alone:

@@ -1,4 +1,4 @@
-"""Optimizers that wrap another optimizer, which makes the steps."""
+"""Optimizers that wrap another optimizer, which takes the steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def unwrap_optimizer(optimizer: Any) -> list[Any]:
-    """Return the wrappers of an optimizer, the outermost first, and at the end the optimizer that makes the steps.
+    """Return the wrappers of an optimizer, the outermost first, and at the end the optimizer that takes the steps.
 
     Examples:
         >>> import torch
@@ -105,7 +105,7 @@ def mask_gradients(weights: Iterable[TrainedParameter], wrappers: Iterable[Any])
 
 
 def refuse_gradient_masks(wrappers: Iterable[Any], kinds: Iterable[str]) -> None:
-    """Raise `ConfigError` if gradients would be set to zero by which a kind of run regrows; see `mask_gradients`."""
+    """Raise `ConfigError` if a kind of run needs gradients that `mask_gradients` sets to zero."""
     needing = sorted({"rigl", "sr_ste"} & set(kinds))
     for wrapper in filter(changes_weights, wrappers):
         if needing:

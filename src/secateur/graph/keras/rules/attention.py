@@ -21,7 +21,7 @@ WEIGHTS = tuple(f"{name}/{part}" for name in PROJECTIONS for part in ("kernel", 
 
 @register_layer_rule("MultiHeadAttention", weights=WEIGHTS)
 def follow_multi_head_attention(tracer: Tracer, call: Call) -> None:
-    """Heads are units, and so are the channels of all values where each backend has attention for them.
+    """Heads are units, and so are the channels of values if every backend supports attention without some of them.
 
     JAX fuses attention only for values as wide as keys, and layers with a dropout do not fuse it.
     """

@@ -19,9 +19,9 @@ __all__ = ["find_dead_modules"]
 
 
 def find_dead_modules(model: nn.Module, branches: Collection[Branch], example: ExampleRun) -> dict[str, BranchLayout]:
-    """Return the outermost modules of which no weight has an effect without some branches. The model is not modified.
+    """Return the outermost modules whose weights have no effect without some branches. The model is not modified.
 
-    Weights that had none before are not considered, because gradients do not follow every effect.
+    Weights that had no effect before are not considered, because gradients do not capture every effect.
     """
     journal = Journal()
     try:

@@ -284,7 +284,7 @@ class XgbSearcher(_ModelSearcher):
         search_space: Hyperparameter → its values.
         higher_is_better: Whether a higher metric is better.
         loss_type: ``"reg"``.
-        min_train_samples: Number of metrics before the first prediction; suggestions are random before.
+        min_train_samples: Number of metrics before the first prediction; suggestions are random before that.
         seed: Seed of the random numbers.
 
     Raises:

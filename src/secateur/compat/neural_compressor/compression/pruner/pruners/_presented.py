@@ -216,7 +216,8 @@ class PresentedPruner:
     def _refuse_change(self, name: str) -> None:
         if self.run is not None:
             raise StateError(
-                f"{name} must be set before the run starts, which on_train_begin, the first step or an optimizer does."
+                f"{name} must be set before the run starts, in on_train_begin, at the first step, or when an optimizer "
+                f"is passed."
             )
 
     def __repr__(self) -> str:
