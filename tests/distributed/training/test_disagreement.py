@@ -110,6 +110,7 @@ def make_mistakes(folder: Path) -> dict[str, str]:
         secateur.prepare(model, {**CONFIG, "pattern": "4x1"}, torch.optim.SGD(model.parameters(), lr=0.1))
     store = dist.FileStore(str(folder / "another store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    dist.barrier()  # so that no rank ends while the other still connects to it
     return messages | {"no process group": str(found.value)}
 
 
