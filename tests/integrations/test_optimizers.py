@@ -13,7 +13,7 @@ from secateur.integrations.pytorch.sharding import refuse_flat_weights
 
 
 @pytest.mark.parametrize(
-    ("package", "reason"), [("bitsandbytes.optim", "memory of its own"), ("schedulefree", "outside of its steps")]
+    ("package", "reason"), [("bitsandbytes.optim", "in its own memory"), ("schedulefree", "outside of its steps")]
 )
 def test_optimizers_of_packages_are_refused_also_in_a_wrapper(package: str, reason: str) -> None:
     class Adam(torch.optim.Adam):
@@ -37,7 +37,7 @@ def test_flat_weights_are_refused_by_name() -> None:
             self.module = nn.Linear(2, 2)
 
     refuse_flat_weights(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.raises(UnsupportedModelError, match=r"FullyShardedDataParallel cannot be used.*Use version 2"):
+    with pytest.raises(UnsupportedModelError, match=r"FullyShardedDataParallel version 1 cannot be used.*Use version 2"):
         refuse_flat_weights(nn.Sequential(FullyShardedDataParallel()))
 
 

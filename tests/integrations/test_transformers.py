@@ -203,7 +203,7 @@ def test_schedule_must_fit_into_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("adamw_bnb_8bit", "memory of its own"),
+        ("adamw_bnb_8bit", "in its own memory"),
         ("adalomo", "in the backward pass"),
         ("galore_adamw_layerwise", "in the backward pass"),
         ("schedule_free_adamw", "outside of its steps"),

@@ -25,7 +25,7 @@ def make_budget_config(config: ConfigLike | None, graph: Graph) -> PruningConfig
         graph: The dependencies of the model.
 
     Raises:
-        ConfigError: The configuration has a target of its own, or no pattern whose units can be removed.
+        ConfigError: The configuration has a target, or no pattern whose units can be removed.
 
     Examples:
         >>> make_budget_config("channels", Graph(groups=())).target_sparsity

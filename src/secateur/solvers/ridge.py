@@ -54,7 +54,7 @@ def center_gram(consumer: UnitConsumer) -> torch.Tensor:
 def damp_features(gram_FF: torch.Tensor, share: float) -> torch.Tensor:
     """Return a copy with each diagonal element multiplied by ``1 + share``; zero elements become 1.
 
-    So features of any scale are damped alike, as if each had independent noise with `share` of its energy.
+    So features of any scale are damped equally, as if each had independent noise with `share` of its energy.
     """
     damped_FF = gram_FF.clone()
     diagonal_F = damped_FF.diagonal()

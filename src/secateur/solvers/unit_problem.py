@@ -18,12 +18,12 @@ __all__ = ["ConsumerUpdate", "RemovalPath", "UnitConsumer", "UnitProblem"]
 
 @dataclass(frozen=True, kw_only=True)
 class UnitConsumer:
-    """A layer that reads the units of a group. Each group of a grouped convolution is a consumer of its own.
+    """A layer that reads the units of a group. Each group of a grouped convolution is a separate consumer.
 
     Attributes:
         name: Name of the layer.
         weight: Its weights, float32, of shape (R, F).
-        unit_of: The unit that each input feature belongs to, int64, of shape (F,); -1: none, so that it always stays.
+        unit_of: The unit that each input feature belongs to, int64, of shape (F,); -1: none, so it is always kept.
         gram: ``Xᵀ X`` of its inputs over all calibration tokens, float32, of shape (F, F); ``None``: not measured.
         norms: Norm of each input feature over all tokens, ≥ 0, of shape (F,).
         means: Mean of each input feature, of shape (F,); ``None``: unknown.
@@ -78,7 +78,7 @@ class UnitProblem:
         scores: Score of each unit by the configured criterion, over all its weights, of shape (U,).
         gradients: Gradient of the loss with respect to a mask of value 1 of each unit, for each sample, of shape
             (N, U); ``None``: not computed.
-        max_removed: Number of units that are removed at most, so that solvers can rank the others in any order;
+        max_removed: Maximum number of removed units, so that solvers can rank the others in any order;
             ``None``: all of them.
     """
 
@@ -112,14 +112,14 @@ class RemovalPath:
         losses: Loss after the removal of the first k units, of shape (U + 1,); the first is 0, and they never decrease.
             After `UnitProblem.max_removed` units, it can be any lower bound. For a solver that measures errors, it is
             the error of the consumers' outputs, summed over tokens and weighted by `UnitConsumer.importance`. Losses
-            are comparable within a group, and for solvers that measure errors also between groups.
+            are comparable within a group, and, for solvers that measure errors, between groups.
     """
 
     order: torch.Tensor
     losses: torch.Tensor
 
     def keep(self, removed: int) -> torch.Tensor:
-        """Return the mask of the units that are left when the first `removed` are removed."""
+        """Return the mask of the units that remain after the first `removed` are removed."""
         keep_U = torch.ones(len(self.order), dtype=torch.bool)
         keep_U[self.order[:removed].cpu()] = False
         return keep_U

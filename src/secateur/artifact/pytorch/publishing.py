@@ -22,7 +22,7 @@ WEIGHT_SUFFIX = ".weight"
 def publish_source(model: nn.Module, state: Mapping[str, torch.Tensor], source: Source) -> Source:
     """Replace the tensors of a model with those of its published form.
 
-    Tensors that are only renamed keep their layer. Each of the others is a layer of its own.
+    Tensors that are only renamed keep their layer. Each of the others is a separate layer.
 
     Args:
         model: The model.

@@ -26,7 +26,7 @@ __all__ = ["SentenceEncoder", "find_encoder"]
 class SentenceEncoder:
     """A model of sentence-transformers whose first module is a transformers model.
 
-    Its transformers model is saved as an artifact; the other modules are companion files, in folders of their own.
+    Its transformers model is saved as an artifact; the other modules are companion files, in their own folders.
 
     Attributes:
         model: The whole model.

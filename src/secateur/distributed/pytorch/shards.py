@@ -1,6 +1,6 @@
 """How a DTensor is divided over processes, and the parts of it that each of them ranks.
 
-A process holds a *shard*: consecutive rows of the first axis, or whatever the placements say. It ranks a *part*. For
+A process holds a *shard*: consecutive rows of the first axis, or as the placements define it. It ranks a *part*. For
 rows, the parts are the shards, moved to the next boundary between units: a process ranks the units whose first row it
 holds, and gets their other rows from its neighbor, as stored numbers. All arithmetic is therefore on whole units, in
 the order of one process, and scores are bit-identical for any number of processes. Units that span the rows of several
@@ -91,7 +91,7 @@ class ShardLayout:
         return int(total[0])
 
     def wrap(self, local: torch.Tensor, shape: tuple[int, ...] | None = None) -> Any:
-        """Return a shard as a DTensor of the whole shape, or of another one that is divided alike."""
+        """Return a shard as a DTensor of the whole shape, or of another one that is divided in the same way."""
         whole = torch.empty(self.shape if shape is None else shape, device="meta")
         return _get_type().from_local(
             local, self._mesh, self._placements, run_check=False, shape=whole.shape, stride=whole.stride()
@@ -186,7 +186,7 @@ class RowParts:
         return part[:own] if rank == 0 else torch.cat([tails[rank - 1][: self._count_lent(rank)], part[:own]])
 
     def _count_lent(self, rank: int) -> int:
-        """Return how many rows of a process the one before it ranks."""
+        """Return how many rows of a process are ranked by the previous one."""
         return self.starts[rank] - self.held[rank]
 
     def _gather_edges(self, rows: torch.Tensor) -> list[torch.Tensor]:

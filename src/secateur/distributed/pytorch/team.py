@@ -1,7 +1,7 @@
-"""Ranks that work on one run together, so that whatever ends it on one of them ends it on all.
+"""Ranks that work on one run together, so that a failure of one of them ends the run on all.
 
-Long work happens between the calls of a `Team`, and may fail on any rank. Therefore every call first compares whether
-all ranks have come this far. A rank that fails takes part in the next comparison once more, and says why.
+Long work happens between the calls of a `Team`, and may fail on any rank. Therefore every call first checks whether
+all ranks have reached it. A rank that fails takes part in the next check, and reports why.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["Team"]
 Value = TypeVar("Value")
 
 MAX_REASON = 1000
-"""Maximum length of what a rank says about its failure, in characters."""
+"""Maximum length of the message about a failure, in characters."""
 
 
 class _Answer(NamedTuple):
-    """What a rank says when the ranks compare.
+    """The answer of a rank in a check.
 
     Attributes:
-        value: What it gives to the others.
+        value: The value that it shares with the others.
         problem: Why it has failed, if it has.
     """
 

@@ -154,7 +154,7 @@ class _GraphWalker:
         return {name: self.values[id(variable)] for name, variable in names}
 
     def find_value(self, item: Any) -> Any:
-        """Return the value of a tensor or a variable; other arguments are what they are."""
+        """Return the value of a tensor or a variable, and other arguments unchanged."""
         if isinstance(item, SymbolicTensor):
             return item.value
         if id(item) in self.values:
@@ -204,7 +204,7 @@ def _bind(operation: keras.Operation, args: Sequence[Any], kwargs: Mapping[str, 
 
 
 def _arrange_inputs(function: keras.Function, inputs: Any) -> list[SymbolicTensor] | None:
-    """Return the inputs of a model inside another in the order of its own; ``None`` if it reshapes them."""
+    """Return the inputs of an inner model in the order that it expects; ``None`` if it reshapes them."""
     if isinstance(inputs, Mapping) and all(tensor.name in inputs for tensor in function.inputs):
         flat = [inputs[tensor.name] for tensor in function.inputs]
     else:

@@ -1,4 +1,4 @@
-"""What the integrations for torch share."""
+"""Common code of the integrations for torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pruning run of a callback, which can go on over several calls of the method that trains."""
+"""The pruning run of a callback, which can span several calls of the training method."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class CallbackRun:
                 raise StateError(
                     f"The run of this PruningCallback was finalized after step {previous.step}, and {self._method} was "
                     f"called again. To prune over several calls, pass finalize=False and call finalize() of the "
-                    f"callback after the last one; to train on with these zeros, use a new callback with "
+                    f"callback after the last one; to continue training with these zeros, use a new callback with "
                     f"kind='pattern_lock'."
                 )
             if continues or not self.finalizes:
@@ -114,7 +114,7 @@ class CallbackRun:
             return
         self.close()
         raise ConfigError(
-            f"The schedule must end within the {steps:.0f} optimizer steps of {self._method}, and best leave some to "
+            f"The schedule must end within the {steps:.0f} optimizer steps of {self._method}, and should leave some to "
             f"recover; it ends at step {self.last_step}. Lower end_step, or {hint}. If several calls continue the run, "
             f"pass finalize=False to PruningCallback."
         )
@@ -158,7 +158,7 @@ class CallbackRun:
 
 
 class CallbackMembers:
-    """What all callbacks have: their pruner, their report, and `finalize`."""
+    """The members of all callbacks: the pruner, the report, and `finalize`."""
 
     _run: CallbackRun
 

@@ -29,7 +29,7 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class SavedPruner(NamedTuple):
-    """What the file has.
+    """The content of the file.
 
     Attributes:
         state: The state of the pruner.

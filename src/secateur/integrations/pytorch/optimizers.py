@@ -10,7 +10,7 @@ from secateur.errors import UnsupportedModelError
 __all__ = ["refuse_optimizer_name", "refuse_optimizers"]
 
 BACKWARD = "changes the weights in the backward pass, where no step can be followed"
-QUANTIZED = "keeps weights or their averages in memory of its own, which Secateur does not set to zero"
+QUANTIZED = "keeps weights or their averages in its own memory, which Secateur does not set to zero"
 SWAPPED = "swaps the weights for averages outside of its steps, so pruned weights would not stay zero"
 
 REASONS = {

@@ -113,7 +113,7 @@ class InputJob(LayerJob):
 
 
 class ExpertsJob(LayerJob):
-    """The stacked experts of one layer, each of which is a problem of its own.
+    """The stacked experts of one layer, each of which is a separate problem.
 
     Args:
         target: The layer.

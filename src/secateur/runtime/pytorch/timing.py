@@ -40,7 +40,7 @@ def measure_medians(
 ) -> list[float]:
     """Measure the median time of each function in seconds.
 
-    Functions are called in turn, so that other programs slow down all of them alike.
+    Functions are called in turn, so that other programs slow down all of them equally.
 
     Args:
         calls: The functions to time.

@@ -1,4 +1,4 @@
-"""Log to the logger ``neural_compressor``, which has no handlers of its own."""
+"""Log to the logger ``neural_compressor``, which has no handlers."""
 
 from __future__ import annotations
 

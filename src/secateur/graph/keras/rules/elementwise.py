@@ -1,4 +1,4 @@
-"""Rules for layers and operations that treat every element alike, with broadcasting."""
+"""Rules for layers and operations that treat all elements in the same way, with broadcasting."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def follow_inputs(tracer: Tracer, call: Call) -> None:
 
 @register_layer_rule("Activation")
 def follow_activation(tracer: Tracer, call: Call) -> None:
-    """Keep the labels of an activation that treats every element alike."""
+    """Keep the labels of an activation that treats all elements in the same way."""
     activate(tracer, call, tracer.get_labels(call["inputs"]))
 
 
@@ -66,7 +66,7 @@ def follow_prelu(tracer: Tracer, call: Call) -> None:
 
 @register_layer_rule("Rescaling")
 def follow_rescaling(tracer: Tracer, call: Call) -> None:
-    """Keep the labels, unless each channel has a factor of its own."""
+    """Keep the labels, unless each channel has its own factor."""
     layer = call["operation"]
     if np.ndim(layer.scale) or np.ndim(layer.offset):
         tracer.stop("has a constant factor for each channel")

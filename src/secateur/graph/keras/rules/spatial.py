@@ -1,4 +1,4 @@
-"""Rules for pooling, resampling, padding and cropping of positions, which treat every channel alike."""
+"""Rules for pooling, resampling, padding and cropping of positions, which treat all channels in the same way."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def follow_steps(tracer: Tracer, call: Call) -> None:
 
 @register_rule(*(f"keras.ops.{name}" for name in OPERATIONS.split()))
 def follow_pooling_operation(tracer: Tracer, call: Call) -> None:
-    """As the layers."""
+    """Pass on the channels and the batch; see the rules of the layers."""
     _follow(tracer, call, call["inputs"], find_channel_axis(call, call["inputs"]))
 
 

@@ -1,4 +1,4 @@
-"""Rules for operations that treat every element alike, with broadcasting, and for new tensors."""
+"""Rules for operations that treat all elements in the same way, with broadcasting, and for new tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules for pooling, resampling and padding of positions, which treat every channel alike."""
+"""Rules for pooling, resampling and padding of positions, which treat all channels in the same way."""
 
 from __future__ import annotations
 

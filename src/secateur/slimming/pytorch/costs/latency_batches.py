@@ -1,4 +1,4 @@
-"""Which groups can be slimmed in the same copy of a model, so that their times can be told apart."""
+"""Find groups that can be slimmed in the same copy of a model and still be timed separately."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def form_batches(graph: Graph, layers: BatchLayers) -> list[list[int]]:
 
 
 def get_layer_kind(group: Group, layer: str) -> object:
-    """Return what layers have in common that shrink alike with a group: all but the numbers in their names.
+    """Return a key that is equal for layers that shrink in the same way: it ignores the numbers in their names.
 
     Args:
         group: The group.

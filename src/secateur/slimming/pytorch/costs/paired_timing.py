@@ -45,7 +45,7 @@ class PairedTimer:
         self._device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
 
     def compare(self, slimmed: nn.Module, seconds: float, end_round: Callable[[], None] = lambda: None) -> PairedTimes:
-        """Call both models in turn, so that other programs slow down both alike.
+        """Call both models in turn, so that other programs slow down both equally.
 
         Args:
             slimmed: The slimmed model.

@@ -83,7 +83,7 @@ class ParameterCost(WeightCost):
     def _list_tensors(self, model: nn.Module) -> Iterator[torch.Tensor]:
         return model.parameters()
 
-    def _get_factor(self, tensor: torch.Tensor) -> int:  # noqa: ARG002 - all count alike
+    def _get_factor(self, tensor: torch.Tensor) -> int:  # noqa: ARG002 - all have the same factor
         return 1
 
 

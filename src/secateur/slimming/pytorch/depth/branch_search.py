@@ -27,12 +27,12 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch:
-    """What is removed when all units of a group are removed.
+    """The modules that are removed when all units of a group are removed.
 
     Attributes:
         module: The module whose output is then a constant.
         layout: The layout of the output.
-        feeders: Layers outside of it that compute nothing but the units → what their output looks like without them.
+        feeders: Layers outside of it that compute only the units → the layout of their output without them.
     """
 
     module: str
