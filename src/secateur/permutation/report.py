@@ -1,4 +1,4 @@
-"""Report which orders of channels a search found, and what N:M keeps of the scores in them."""
+"""Report which groups of channels were reordered, and how much of the scores N:M keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PermutedGroup(Row):
         name: Its name, as in `secateur.slim`.
         units: Number of channels.
         layers: The layers that read them in N:M groups.
-        before: Share of the scores that N:M keeps in the given order, in [0, 1].
+        before: Share of the scores that N:M keeps in the original order, in [0, 1].
         after: The same in the new order; never less.
     """
 

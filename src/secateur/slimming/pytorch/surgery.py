@@ -108,7 +108,7 @@ class Surgery:
         return removal.restrict([number for number in removal.groups if removal.graph.groups[number].inexact is None])
 
     def _remove_branches(self, plan: DepthPlan, removal: Removal, journal: Journal) -> Removal:
-        """Remove branches and blocks, and return what is still to be removed then."""
+        """Remove branches and blocks, and return what remains to be removed."""
         tensors, modules = self._tensors, dict(self._model.named_modules(remove_duplicate=False))
         plan.apply(self._model, journal)
         rest = plan.follow(removal, tensors, modules, self._model)
@@ -116,7 +116,7 @@ class Surgery:
         return rest
 
     def _prove_branches(self, plan: DepthPlan) -> float:
-        """Check that the outputs are those of the masked model.
+        """Check that the outputs equal those of the masked model.
 
         Raises:
             LayerError: They differ.
@@ -156,7 +156,7 @@ class Surgery:
         return pairs, proof, inexact
 
     def _prove(self, removal: Removal, journal: Journal) -> tuple[Pairs, float]:
-        """Cut, and check that the outputs are those of the masked model.
+        """Cut, and check that the outputs equal those of the masked model.
 
         Raises:
             UnresolvedSizeError: The code of a module contains a number that must change, and no attribute contains it.

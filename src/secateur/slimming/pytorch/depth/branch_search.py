@@ -72,7 +72,7 @@ class BranchSearch:
         return self._verify(self._propose_apart(groups)) if groups else {}
 
     def _propose_apart(self, groups: Sequence[int]) -> dict[int, Branch]:
-        """Find branches, each for one group unless the weights are zero: several together may make more constant."""
+        """Find branches one by one, unless the weights are zero: several together make more modules constant."""
         branches = self._propose(groups)
         if self._are_zero:
             return branches

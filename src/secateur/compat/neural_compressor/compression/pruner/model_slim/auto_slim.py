@@ -37,7 +37,7 @@ def parse_auto_slim_config(
 
     Args:
         model: A torch module.
-        dataloader: Batches that the model accepts; without it, the model is called with made-up inputs.
+        dataloader: Batches that the model accepts; without it, the model is called with generated inputs.
         ffn2_sparsity: Share of hidden channels to prune, in (0, 1); 0: prune none.
         mha_sparsity: Share of attention heads to prune, in (0, 1); 0: prune none.
         settings: Further keys of both elements.

@@ -134,8 +134,8 @@ class Linear2LinearSearcher:
 
     Args:
         model: A torch module.
-        dataloader: Batches that the model accepts, the first of which is used; without it, inputs are made up from the
-            configuration or the first layer of the model.
+        dataloader: Batches that the model accepts, the first of which is used; without it, inputs are generated from
+            the configuration or the first layer of the model.
         options: Not used.
     """
 

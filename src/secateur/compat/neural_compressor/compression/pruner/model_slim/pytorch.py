@@ -24,10 +24,10 @@ LINEAR = frozenset({"Linear", "Conv1D", "NonDynamicallyQuantizableLinear"})
 """Class names of linear layers."""
 
 EXAMPLES, TOKENS = 3, 23
-"""Number and length of made-up sequences, which differ from the number of channels of any model."""
+"""Number and length of generated sequences, which differ from the number of channels of any model."""
 
 IMAGE_SIZE = 64
-"""Height and width of made-up images."""
+"""Height and width of generated images."""
 
 
 def find_attention(
@@ -48,7 +48,7 @@ def find_consecutive_layers(model: nn.Module, batches: Iterable[Any] | None) -> 
 
     Args:
         model: The model.
-        batches: Batches that it accepts; ``None``: make up inputs.
+        batches: Batches that it accepts; ``None``: generate inputs.
 
     Raises:
         CalibrationError: The model does not run on the inputs.
@@ -96,7 +96,7 @@ def _trace(model: nn.Module, inputs: Any, batches: Iterable[Any] | None) -> Grap
     try:
         return trace(model, inputs)
     except CalibrationError as error:
-        source = "made-up inputs (pass dataloader)" if batches is None else "the first batch of dataloader"
+        source = "generated inputs (pass dataloader)" if batches is None else "the first batch of dataloader"
         raise CalibrationError(f"The model does not run on {source}: {error}") from error
 
 
@@ -118,7 +118,7 @@ def _create_random_inputs(model: nn.Module) -> Any:
 
 
 def _create_inputs(model: nn.Module) -> Any:
-    """Make up inputs that suit the configuration of a model, or its first layer."""
+    """Generate inputs that suit the configuration of a model, or its first layer."""
     if (inputs := _create_random_inputs(model)) is not None:
         return inputs
     for module in model.modules():
