@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur
 from oneshot.problems import realistic_inputs
-from secateur.errors import CalibrationError
+from secateur.errors import CalibrationError, LayerError
 from secateur.permutation import permute_channels
 from secateur.permutation import pytorch as leaf
 from tiny_models import bits
@@ -188,3 +188,32 @@ def test_the_report_is_a_table() -> None:
     assert report.footer == [f"Reordered 1 group of 1: N:M prunes {1 - lost:.1%} less of the scores."]
     empty = permute_channels(model, {"pattern": "2:4", "op_names": ["0"]}, calibration=batches_of(model))
     assert "No group" in str(empty)
+
+
+def test_a_compiled_model_is_reordered_inside() -> None:
+    model, plain = perceptron(), perceptron()
+    batches = batches_of(model)
+    permute_channels(plain, "2:4", calibration=batches)
+    report = permute_channels(torch.compile(model, backend="eager"), "2:4", calibration=batches)
+    assert [group.layers for group in report.groups] == [("2",)]
+    assert bits(model) == bits(plain)
+
+
+def test_the_order_does_not_depend_on_the_size_of_weights() -> None:
+    model, large = perceptron().double(), perceptron().double()
+    batches = [batch.double() for batch in batches_of(model)]
+    with torch.no_grad():
+        large[2].weight.mul_(1e25)  # the squares of such scores exceed float32
+    reports = [permute_channels(item, "2:4", calibration=batches) for item in (model, large)]
+    assert torch.equal(model[0].weight, large[0].weight)
+    assert reports[0].groups[0].after == pytest.approx(reports[1].groups[0].after, rel=1e-4)
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = perceptron()
+    with torch.no_grad():
+        model[2].weight[0, 0] = torch.nan
+    before = bits(model)
+    with pytest.raises(LayerError, match=r"layer '2': its weights must be finite, found inf or nan\. Check the model"):
+        permute_channels(model, {"pattern": "2:4", "op_names": ["2"]}, calibration=batches_of(model))
+    assert bits(model) == before

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from secateur.config import ConfigLike, make_config
-from secateur.errors import CalibrationError
+from secateur.errors import CalibrationError, LayerError
+from secateur.frameworks.pytorch import unwrap_model
 from secateur.frameworks.view import WeightView
 from secateur.graph import Group, Member, Role, trace
 from secateur.oneshot.pytorch import take_first_batch
@@ -54,6 +55,7 @@ class _Reader:
 
 def permute_channels(model: nn.Module, config: ConfigLike, calibration: Iterable[Any]) -> PermutationReport:
     """See `secateur.permutation.permute_channels`."""
+    model = unwrap_model(model)
     refuse_model(model)
     batches, example_inputs = take_first_batch(model, calibration)
     readers = _find_readers(model, config)
@@ -134,9 +136,12 @@ def _search_order(
     parts = []
     for reader in readers:
         weight: Any = reader.module.weight
-        scores = reader.view.to_canonical(weight.detach().float()) * norms[reader.name]
-        parts.append(scores.square().flatten(0, 1).cpu().numpy())
+        if not weight.isfinite().all():
+            raise LayerError(f"layer {reader.name!r}: its weights must be finite, found inf or nan. Check the model.")
+        magnitudes = reader.view.to_canonical(weight.detach().float()).abs() * norms[reader.name]
+        parts.append(magnitudes.flatten(0, 1).cpu().numpy())
     scores = np.concatenate(parts)
+    scores = np.square(scores / max(float(scores.max()), TINY))  # at most 1, as squares could exceed float32
     keep, width = readers[0].pattern.keep, readers[0].pattern.group
     sweeps = 400 if scores.size * scores.shape[1] <= MAX_ANNEALED else 0
     order = search_permutation(scores / max(float(scores.mean()), TINY), keep, width, sweeps=sweeps)
