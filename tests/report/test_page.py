@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from secateur.errors import ConfigError, MissingPackageError
 from secateur.report import Mask, render_page, write_page
 from secateur.report.images import encode_png
+from secateur.report.page import write_report
 from secateur.report.quantities import format_amount, format_change, format_share
 from secateur.report.sections import (
     make_dense_layers,
@@ -29,7 +30,7 @@ from secateur.report.sections import (
     make_thumbnail,
     make_verdict,
 )
-from secateur.results import LayerRecord, Measure, Summary, UnitGroupRecord
+from secateur.results import LayerRecord, LayerResult, Measure, PruningReport, Summary, UnitGroupRecord
 
 pytest.importorskip("jinja2")
 
@@ -69,6 +70,8 @@ FULL = Summary(
     notes=("Units differ in size.",),
 )
 MASK = Mask(name="fc.0", pattern="2:4", keep=np.tile([True, False, False, True], (8, 1)))
+LAYER = LayerResult(name="fc", pattern="2:4", shape=(1, 4), weights=4, pruned_weights=2, units=4, pruned_units=2)
+REPORT = PruningReport(layers=(LAYER,), dense={}, step=0, last_step=0, model_weights=4)
 VOID = {"meta", "img", "wbr"}
 
 
@@ -211,6 +214,36 @@ def test_the_verdict_says_what_was_measured_and_nothing_else() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("dense", "present", "headline", "detail"),
+    [
+        (-3.0, -2.0, "-3 → -2", "perplexity"),
+        (20.0, float("inf"), "20 → inf", "perplexity"),
+        (float("nan"), 0.5, "nan → 0.5", "perplexity"),
+        (2e16, 1e16, "2e+16 → 1e+16", "perplexity, -50.0%"),
+        (1234567.0, 1234567.0, "1,234,567 → 1,234,567", "perplexity, unchanged"),
+    ],
+)
+def test_any_quality_can_be_shown(dense: float, present: float, headline: str, detail: str) -> None:
+    summary = replace(FULL, measures=(SIZE, replace(QUALITY, dense=dense, present=present)))
+    card = make_verdict(summary)["cards"][2]
+    assert (card["headline"], card["detail"]) == (headline, detail)
+    widths = [float(width) for width in re.findall(r'<rect width="([^"]*)"', render_page(summary))]
+    assert all(0 <= width <= 100 for width in widths)
+
+
+@pytest.mark.parametrize("quality", [{"accuracy": 0.9}, {"accuracy": (0.9, 0.8, 0.7)}, {"accuracy": ("high", "low")}])
+def test_a_quality_without_two_numbers_is_refused(quality: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"quality must be metric → \(before, after\).* found .* for 'accuracy'"):
+        write_report(REPORT, tmp_path / "report.html", quality=quality)
+
+
+def test_more_must_be_reports(tmp_path: Path) -> None:
+    for more in (REPORT, [3]):
+        with pytest.raises(ConfigError, match="more must be a list of reports, found"):
+            write_report(REPORT, tmp_path / "report.html", more=more)  # type: ignore[arg-type]
+
+
 def test_the_verdict_takes_the_first_measure_of_each_quantity() -> None:
     later = replace(SIZE, name="weights in memory", present=1.0)
     assert "tensors" in make_verdict(replace(FULL, measures=(SIZE, later)))["line"]
@@ -263,6 +296,23 @@ def test_the_curve_holds_its_value_between_updates() -> None:
     assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.2)
     assert content["path"] == f"M{xs[0]} {ys[0]}H{xs[1]}V{ys[1]}H{xs[2]}V{ys[2]}"
     assert content["end"] == 704.0
+
+
+@pytest.mark.parametrize(
+    ("history", "labels"),
+    [
+        (((0, 0.0), (10, 0.002)), ["0%", "0.05%", "0.1%", "0.15%", "0.2%"]),
+        (((0, 0.0), (10, 1.0)), ["0%", "20%", "40%", "60%", "80%", "100%"]),
+        (((4, 0.0),), ["0%", "20%", "40%", "60%", "80%", "100%"]),
+    ],
+)
+def test_ticks_of_the_curve_have_different_labels(history: Any, labels: list[str]) -> None:
+    content = make_history(Summary(title="net", history=history))
+    assert content is not None
+    assert [tick.label for tick in content["y_ticks"]] == labels
+    steps = [tick.label for tick in content["x_ticks"]]
+    assert len(set(steps)) == len(steps)
+    assert steps[0] == str(history[0][0])
 
 
 def test_layers_lie_on_and_below_the_roof_of_the_dense_ones() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["BOTTOM", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "ChartAxis", "Tick", "choose_ticks"]
+__all__ = ["BOTTOM", "HEIGHT", "LEFT", "RIGHT", "TICKS", "TOP", "WIDTH", "ChartAxis", "Tick", "choose_ticks"]
 
 WIDTH, HEIGHT = 720.0, 300.0
 """Size of a chart, in units of its view box."""

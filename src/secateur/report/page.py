@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._packages import require_packages
-from secateur._wording import make_printable, make_printable_line
+from secateur._wording import format_value, make_printable, make_printable_line
 from secateur.artifact import inspect
 from secateur.errors import ConfigError
 from secateur.report.environment import describe_environment
@@ -78,16 +78,31 @@ def write_report(
 ) -> None:
     """Write a report as one HTML file; see `secateur.results.Summarizable.to_html`."""
     require_packages("jinja2", extra="report")
-    summary = report.summarize().join(*(other.summarize() for other in more))
-    measured = tuple(
-        Measure(quantity="quality", name=name, unit="", dense=before, present=after)
-        for name, (before, after) in (quality or {}).items()
-    )
+    summary = report.summarize().join(*_summarize_more(more))
+    measured = tuple(_make_quality(name, values) for name, values in (quality or {}).items())
     masks: Iterable[Mask] = ()
     if model is not None:
         source = Path(model) if isinstance(model, str) else model
         masks = read_masks(source, inspect(source).tensors)
     write_page(replace(summary, measures=(*summary.measures, *measured)), path, masks)
+
+
+def _summarize_more(more: Any) -> list[Summary]:
+    others = list(more) if isinstance(more, Iterable) else None
+    if others is None or not all(isinstance(other, Summarizable) for other in others):
+        raise ConfigError(f"more must be a list of reports, found {format_value(more)}.")
+    return [other.summarize() for other in others]
+
+
+def _make_quality(name: str, values: Any) -> Measure:
+    try:
+        before, after = map(float, values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"quality must be metric → (before, after), such as {{'accuracy': (0.93, 0.92)}}, found "
+            f"{format_value(values)} for {name!r}."
+        ) from error
+    return Measure(quantity="quality", name=name, unit="", dense=before, present=after)
 
 
 def write_page(summary: Summary, path: str | Path, masks: Iterable[Mask] = ()) -> None:

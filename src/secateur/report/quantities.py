@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["format_amount", "format_change", "format_share"]
 
 BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+MAX_WHOLE = 1e15
+"""Larger numbers are shown with an exponent."""
 
 
 def format_amount(value: float, unit: str) -> str:
@@ -20,7 +25,7 @@ def format_amount(value: float, unit: str) -> str:
         return _format_bytes(value)
     if unit == "seconds":
         return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms" if value >= 1e-3 else f"{1e6 * value:.3g} µs"
-    number = f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+    number = f"{value:,.0f}" if abs(value) < MAX_WHOLE and value == int(value) else f"{value:.4g}"
     return f"{number} {unit}" if unit else number
 
 
@@ -45,13 +50,13 @@ def format_share(share: float) -> str:
 
 
 def format_change(dense: float, present: float, quantity: str) -> str:
-    """Describe how much smaller, larger, faster or slower a model is than the dense one.
+    """Describe how much smaller, larger, faster or slower a model is than the dense one; "" unless both are positive.
 
     Examples:
         >>> format_change(200, 100, "size"), format_change(2.0, 1.0, "speed")
         ('50.0% smaller', '2.00× as fast')
     """
-    if not dense or not present:
+    if not 0 < dense < math.inf or not 0 < present < math.inf:
         return ""
     if quantity == "speed":
         return f"{dense / present:.2f}× as fast"

@@ -162,7 +162,7 @@ class Summarizable(ABC):
 
         Raises:
             MissingPackageError: jinja2 is not installed.
-            ConfigError: The file cannot be written.
+            ConfigError: The file cannot be written, or `more` or `quality` is not as above.
         """
         # The pages import this package, so it can only import them when one is written.
         import_module("secateur.report.page").write_report(self, path, model=model, more=more, quality=quality)

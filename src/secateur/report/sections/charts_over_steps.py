@@ -16,7 +16,7 @@ def make_history(summary: Summary) -> dict[str, Any] | None:
     if not summary.history:
         return None
     first, last = summary.history[0][0], summary.history[-1][0]
-    end = max(last, summary.last_step or 0, first + 1)
+    end = max(last, summary.last_step or 0, first + charts.TICKS)  # so that ticks are whole steps
     top = min(1.0, 1.1 * max(share for _, share in summary.history)) or 1.0
     steps = ChartAxis(first, end, charts.LEFT, charts.RIGHT)
     shares = ChartAxis(0.0, top, charts.BOTTOM, charts.TOP)
@@ -30,7 +30,7 @@ def make_history(summary: Summary) -> dict[str, Any] | None:
         "points": points,
         "first": first,
         "x_ticks": steps.list_ticks("{:,.0f}".format),
-        "y_ticks": shares.list_ticks("{:.0%}".format),
+        "y_ticks": shares.list_ticks(lambda share: f"{100 * share:.3g}%"),
         "end": steps.place(summary.last_step) if summary.last_step and summary.last_step >= first else None,
         "charts": charts,
     }
