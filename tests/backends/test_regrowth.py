@@ -5,10 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import torch
 
 import secateur
 from backends.kit import CONFIG, Watch, compiled, fit, host, pruning
+from backends.two_frameworks import SHAPES, train_keras, train_torch
 from secateur.errors import ScoreError
 from secateur.keras import PruningOptimizer
 from tiny_keras_models import net
@@ -22,44 +22,6 @@ RIGL: dict[str, Any] = {
     "pruning_frequency": 2,
     "regrow_fraction": 0.5,
 }
-SHAPES = {"first": (16, 24), "second": (24, 8)}
-
-
-def make_values(seed: int) -> dict[str, Any]:
-    """Kernels or gradients with many equal ones, and small enough for exact sums."""
-    rng = np.random.default_rng(seed)
-    return {name: (rng.integers(-8, 9, shape) / 4).astype(np.float32) for name, shape in SHAPES.items()}
-
-
-def train_torch(config: dict[str, Any], steps: int) -> list[dict[str, Any]]:
-    model = torch.nn.Sequential()
-    for name, (inputs, outputs) in SHAPES.items():
-        model.add_module(name, torch.nn.Linear(inputs, outputs, bias=False))
-        model.get_submodule(name).weight.data = torch.from_numpy(make_values(0)[name].T.copy())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    pruner = secateur.prepare(model, config, optimizer)
-    found = []
-    for step in range(steps):
-        for name, gradient in make_values(1 + step).items():
-            model.get_submodule(name).weight.grad = torch.from_numpy(gradient.T.copy())
-        optimizer.step()
-        found.append({name: mask.numpy().T for name, mask in pruner.masks.items()})
-    return found
-
-
-def train_keras(config: dict[str, Any], steps: int) -> list[dict[str, Any]]:
-    layers = [keras.layers.Dense(outputs, use_bias=False, name=name) for name, (_, outputs) in SHAPES.items()]
-    model = keras.Sequential([keras.Input((16,)), *layers])
-    for name in SHAPES:
-        model.get_layer(name).kernel.assign(make_values(0)[name])
-    optimizer = PruningOptimizer(model, config, keras.optimizers.SGD(0.5))
-    found = []
-    for step in range(steps):
-        gradients = [keras.ops.convert_to_tensor(gradient) for gradient in make_values(1 + step).values()]
-        optimizer.apply(gradients, model.trainable_variables)
-        optimizer.update_masks()
-        found.append(optimizer.masks)
-    return found
 
 
 @pytest.mark.parametrize("kind", ["rigl", "set"])
@@ -67,10 +29,11 @@ def train_keras(config: dict[str, Any], steps: int) -> list[dict[str, Any]]:
 def test_masks_are_those_of_torch(kind: str, pattern: str) -> None:
     target = None if pattern == "2:4" else 0.75
     config = {**RIGL, "kind": kind, "pattern": pattern, "target_sparsity": target, "op_names": ["first", "second"]}
-    torch_masks, keras_masks = train_torch(config, 6), train_keras(config, 6)
-    assert any((torch_masks[0][name] != torch_masks[-1][name]).any() for name in SHAPES)
-    for theirs, ours in zip(torch_masks, keras_masks, strict=True):
-        assert all(np.array_equal(theirs[name], ours[name]) for name in SHAPES)
+    torch_steps, keras_steps = train_torch(config, 6, 0.5), train_keras(config, 6, 0.5)
+    masks = [f"{name} mask" for name in SHAPES]
+    assert any((torch_steps[0][mask] != torch_steps[-1][mask]).any() for mask in masks)
+    for theirs, ours in zip(torch_steps, keras_steps, strict=True):
+        assert all(np.array_equal(theirs[mask], ours[mask]) for mask in masks)
 
 
 class Exchanges(keras.callbacks.Callback):

@@ -5,11 +5,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import torch
 
 import secateur
 from backends.kit import CONFIG, Watch, compiled, fit, host, pruning
-from backends.test_regrowth import SHAPES, make_values
+from backends.two_frameworks import SHAPES, make_values, train_keras, train_torch
 from secateur.keras import PruningOptimizer
 
 SR_STE: dict[str, Any] = {
@@ -26,42 +25,9 @@ SR_STE: dict[str, Any] = {
 STEPS = 11
 
 
-def train_torch(config: dict[str, Any]) -> list[dict[str, Any]]:
-    model = torch.nn.Sequential()
-    for name, (inputs, outputs) in SHAPES.items():
-        model.add_module(name, torch.nn.Linear(inputs, outputs, bias=False))
-        model.get_submodule(name).weight.data = torch.from_numpy(make_values(0)[name].T.copy())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
-    pruner = secateur.prepare(model, config, optimizer)
-    found = []
-    for step in range(STEPS):
-        for name, gradient in make_values(1 + step).items():
-            model.get_submodule(name).weight.grad = torch.from_numpy(gradient.T.copy())
-        optimizer.step()
-        weights = {name: model.get_submodule(name).weight.detach().numpy().T.copy() for name in SHAPES}
-        found.append(weights | {f"{name} mask": mask.numpy().T for name, mask in pruner.masks.items()})
-    return found
-
-
-def train_keras(config: dict[str, Any]) -> list[dict[str, Any]]:
-    layers = [keras.layers.Dense(outputs, use_bias=False, name=name) for name, (_, outputs) in SHAPES.items()]
-    model = keras.Sequential([keras.Input((16,)), *layers])
-    for name in SHAPES:
-        model.get_layer(name).kernel.assign(make_values(0)[name])
-    optimizer = PruningOptimizer(model, config, keras.optimizers.SGD(0.125))
-    found = []
-    for step in range(STEPS):
-        gradients = [keras.ops.convert_to_tensor(gradient) for gradient in make_values(1 + step).values()]
-        optimizer.apply(gradients, model.trainable_variables)
-        optimizer.update_masks()
-        weights = {name: host(model.get_layer(name).kernel) for name in SHAPES}
-        found.append(weights | {f"{name} mask": mask for name, mask in optimizer.masks.items()})
-    return found
-
-
 def test_masks_and_weights_are_those_of_torch() -> None:
     config = {**SR_STE, "op_names": ["first", "second"]}
-    ours, theirs = train_keras(config), train_torch(config)
+    ours, theirs = train_keras(config, STEPS, 0.125), train_torch(config, STEPS, 0.125)
     assert any((ours[0][f"{name} mask"] != ours[-1][f"{name} mask"]).any() for name in SHAPES)
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         for key, values in mine.items():

@@ -340,6 +340,20 @@ def test_kept_parts_give_the_same_result_without_solving(tmp_path: Path) -> None
     assert again.groups == report.groups
 
 
+def test_the_second_pass_ranks_only_the_units_that_are_removed() -> None:
+    asked: list[tuple[str, int | None]] = []
+
+    class Recorder(RidgeSolver):
+        def rank_units(self, problem: Any) -> RemovalPath:
+            asked.append((problem.name, problem.max_removed))
+            return super().rank_units(problem)
+
+    _, report = prune("llama", allocation="global", solver=Recorder())
+    removed = {group.name: group.pruned_units for group in report.groups}
+    assert sorted(asked[: len(removed)]) == sorted((name, None) for name in removed)
+    assert sorted(asked[len(removed) :]) == sorted((name, count) for name, count in removed.items() if count)
+
+
 def test_another_choice_of_counts_does_not_resume(tmp_path: Path) -> None:
     model = CASES["llama"].create()
     execution = Execution(folder=tmp_path, progress=ProgressRecorder(InterruptedRunError, 1))
