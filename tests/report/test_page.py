@@ -303,7 +303,7 @@ def test_the_curve_holds_its_value_between_updates() -> None:
     [
         (((0, 0.0), (10, 0.002)), ["0%", "0.05%", "0.1%", "0.15%", "0.2%"]),
         (((0, 0.0), (10, 1.0)), ["0%", "20%", "40%", "60%", "80%", "100%"]),
-        (((4, 0.0),), ["0%", "20%", "40%", "60%", "80%", "100%"]),
+        (((4, 0.0), (5, 0.0)), ["0%", "20%", "40%", "60%", "80%", "100%"]),
     ],
 )
 def test_ticks_of_the_curve_have_different_labels(history: Any, labels: list[str]) -> None:
@@ -313,6 +313,17 @@ def test_ticks_of_the_curve_have_different_labels(history: Any, labels: list[str
     steps = [tick.label for tick in content["x_ticks"]]
     assert len(set(steps)) == len(steps)
     assert steps[0] == str(history[0][0])
+
+
+def test_a_curve_needs_two_updates() -> None:
+    """Runs that are sparse from the first step on have one."""
+    assert make_history(Summary(title="net", history=((4, 0.5),))) is None
+
+
+def test_a_verdict_does_not_repeat_the_unit() -> None:
+    sizes = Measure(quantity="size", name="parameters", unit="parameters", dense=20, present=10)
+    line = make_verdict(Summary(title="net", measures=(sizes,)))["line"]
+    assert line.startswith("Size: 50.0% smaller (20 parameters → 10 parameters).")
 
 
 def test_layers_lie_on_and_below_the_roof_of_the_dense_ones() -> None:

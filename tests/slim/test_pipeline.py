@@ -77,6 +77,33 @@ def test_a_budget_of_parameters_is_never_exceeded_and_nearly_used(share: float) 
     assert f"parameters at {share:.1%}" in str(report)
 
 
+def test_a_run_under_a_budget_is_complete_and_has_no_target(tmp_path: Path) -> None:
+    """Its counts are those of the budget, whatever share of units that is."""
+    report = secateur.slim(make_net(), budget={"parameters": 0.6}, calibration=make_images(), solver="osscar")
+    assert report.pruning is not None
+    assert report.pruning.is_complete
+    summary = report.summarize()
+    assert summary.interruption is None
+    assert all("target_sparsity" not in config for config in summary.configs)
+    report.to_html(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "not complete" not in text
+    assert "not reached" not in text
+
+
+def test_kinds_that_regrow_are_refused_under_a_budget() -> None:
+    model = make_net()
+    state = copy_state(model)
+    with pytest.raises(ConfigError, match="kind='rigl' regrows weights while the model trains"):
+        secateur.slim(
+            model,
+            {"pattern": "channels", "kind": "rigl", "end_step": 9},
+            budget={"parameters": 0.6},
+            calibration=make_images(),
+        )
+    assert_unchanged(model, state)
+
+
 def test_an_absolute_budget_of_bytes() -> None:
     model = make_net()
     report = secateur.slim(model, "channels", budget={"bytes": 12_000}, calibration=make_images())

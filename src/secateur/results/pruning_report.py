@@ -151,7 +151,7 @@ class PruningReport(Report):
         return Summary(
             title=self.table_title,
             headlines=tuple(self.footer[:1]),
-            facts={"Steps": f"{self.step:,} of {self.last_step:,}"} if self.last_step else {},
+            facts={"Steps": f"{self.step:,}; the schedule ends at {self.last_step:,}"} if self.last_step else {},
             configs=tuple(describe_config(config) for config in self.configs),
             layers=(*(layer.record() for layer in self.layers), *dense),
             groups=tuple(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from secateur._wording import format_count, format_list
@@ -125,7 +125,17 @@ class SlimReport(Report):
             groups=tuple(group.record() for group in self.groups),
             notes=tuple(self.footer[1:]),
         )
-        return summary if self.pruning is None else summary.join(self.pruning.summarize())
+        return summary if self.pruning is None else summary.join(self._summarize_pruning(self.pruning))
+
+    def _summarize_pruning(self, pruning: PruningReport) -> Summary:
+        """Return what was pruned first; under a budget, without `target_sparsity`, which has no effect."""
+        summary = pruning.summarize()
+        if self.budget is None:
+            return summary
+        configs = tuple(
+            {key: value for key, value in config.items() if key != "target_sparsity"} for config in summary.configs
+        )
+        return replace(summary, configs=configs)
 
     def _measure(self) -> tuple[Measure, ...]:
         """Return what is smaller or faster."""

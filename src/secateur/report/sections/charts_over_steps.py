@@ -12,8 +12,8 @@ __all__ = ["make_history"]
 
 
 def make_history(summary: Summary) -> dict[str, Any] | None:
-    """Return a line with a point for each update of the masks."""
-    if not summary.history:
+    """Return a line with a point for each update of the masks; ``None`` if there are fewer than two."""
+    if len(summary.history) < 2:
         return None
     first, last = summary.history[0][0], summary.history[-1][0]
     end = max(last, summary.last_step or 0, first + charts.TICKS)  # so that ticks are whole steps

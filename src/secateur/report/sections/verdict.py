@@ -34,9 +34,10 @@ def _describe(quantity: str, measures: tuple[Measure, ...]) -> dict[str, Any]:
         return {"name": name, "headline": UNKNOWN, "detail": "", "is_known": False}
     change = format_change(measure.dense, measure.present, quantity)
     values = f"{format_amount(measure.dense, measure.unit)} → {format_amount(measure.present, measure.unit)}"
-    headline, *others = (values, measure.name, change) if quantity == "quality" else (change, values, measure.name)
+    label = "" if measure.name == measure.unit else measure.name
+    headline, *others = (values, label, change) if quantity == "quality" else (change, values, label)
     if not headline:
-        headline, *others = values, measure.name
+        headline, *others = values, label
     return {"name": name, "headline": headline, "detail": ", ".join(filter(None, others)), "is_known": True}
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from secateur import graph as graph_package
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph
+from secateur.oneshot.magnitude import drop_schedule
 from secateur.oneshot.pytorch import join_team, prune, refuse_several, split_calibration, take_first_batch
 from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
@@ -88,7 +89,8 @@ def _prune(
     with join_team(request.calibration, request.execution) as team:
         refuse_several(team, has_units=True, needs_gradients=False)
     batches, execution = split_calibration(request.calibration, request.execution)
-    model_plan = plan(model, make_budget_config(request.config, graph), example_inputs=graph, prune_frozen=True)
+    config = drop_schedule(make_budget_config(request.config, graph))
+    model_plan = plan(model, config, example_inputs=graph, prune_frozen=True)
     choice = BudgetChoice(model, graph, model_plan, request.budget, example_inputs, is_uniform=is_uniform)
     recipe = replace(Recipe.from_names(request.solver, request.refine), loss=request.loss)
     with explain_out_of_memory():
