@@ -143,6 +143,43 @@ def test_all_slices_of_a_channel_move_with_it() -> None:
     torch.testing.assert_close(run(model, images), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_weights_with_two_names_are_reordered_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 8)
+            self.second.weight = self.first.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            down: torch.Tensor = self.down(self.first(x).relu() + self.second(-x).relu())
+            return down
+
+    torch.manual_seed(0)
+    model, inputs = Tied(), realistic_inputs(32, 16)
+    before, expected = bits(model), run(model, inputs)
+    permute_channels(model, {"pattern": "2:4", "op_names": ["down"]}, calibration=[inputs])
+    assert bits(model) != before
+    torch.testing.assert_close(run(model, inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_channels_that_a_grouped_convolution_reads_too_stay() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.grouped, self.plain = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 8, 1, groups=2), nn.Conv2d(16, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.up(x).relu()
+            return torch.cat([self.grouped(hidden), self.plain(hidden)], dim=1)
+
+    torch.manual_seed(0)
+    model = Forked()
+    before = bits(model)
+    report = permute_channels(model, {"pattern": "2:4", "op_names": ["plain"]}, calibration=[torch.randn(4, 4, 8, 8)])
+    assert report.groups == ()
+    assert bits(model) == before
+
+
 def test_other_patterns_and_frozen_orders_stay() -> None:
     model = perceptron()
     before = bits(model)

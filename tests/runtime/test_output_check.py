@@ -541,6 +541,7 @@ def test_encoders_of_torch(is_masked: bool, is_nested: bool) -> None:
         (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5]), 0.25),
         (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")]), 0.0),
         (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, 1.0]), float("inf")),
+        (torch.tensor([1.0, 1.0]), torch.tensor([1.0, float("nan")]), float("inf")),
         (torch.tensor([1.0, float("inf")]), torch.tensor([1.0, -float("inf")]), float("inf")),
         (torch.tensor([1.0, float("inf")]), torch.tensor([1.0, float("nan")]), float("inf")),
         (torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 5]), 0.25),

@@ -97,8 +97,7 @@ def _find_group_readers(
     group: Group, tensors: Mapping[str, torch.Tensor], read_by: Mapping[int, _Reader]
 ) -> list[_Reader]:
     """Return the layers whose input channels are the units of a group that can be reordered."""
-    is_free = group.constraints.divisor == group.constraints.equal_parts == 1
-    if group.reason is not None or group.inexact is not None or not is_free:
+    if group.reason is not None or group.inexact is not None:
         return []
     found = {
         reader.name: reader
@@ -157,13 +156,8 @@ def _apply_orders(tensors: Mapping[str, torch.Tensor], orders: Iterable[tuple[Gr
     """Reorder all slices of units, in place."""
     with torch.no_grad():
         for group, order in orders:
-            done = set()
             for member in group.members:
                 tensor, indices = tensors[member.parameter], member.index_map.indices()
-                slices = id(tensor), member.axis, indices.tobytes()
-                if slices in done:
-                    continue
-                done.add(slices)
                 source = torch.arange(tensor.shape[member.axis])
                 source[indices.reshape(-1)] = torch.from_numpy(indices[order].reshape(-1))
                 tensor.copy_(tensor.index_select(member.axis, source.to(tensor.device)))
