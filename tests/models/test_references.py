@@ -4,7 +4,6 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ BERT: dict[str, Any] = {
 
 
 @pytest.fixture
-def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a module in the current directory."""
     (tmp_path / "sample_nets.py").write_text(CODE, "utf-8")
     (tmp_path / "broken_nets.py").write_text("\n1 / 0\n", "utf-8")
@@ -61,9 +60,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "strict_nets.py").write_text("import secateur\nsecateur.plan(3, {})\n", "utf-8")
     (tmp_path / "stopped_nets.py").write_text('raise KeyboardInterrupt("stop")\n', "utf-8")
     monkeypatch.chdir(tmp_path)
-    yield "sample_nets"
-    for name in ("sample_nets", "broken_nets", "poor_nets", "strict_nets", "stopped_nets"):
-        sys.modules.pop(name, None)
+    return "sample_nets"
 
 
 def folder_with(folder: Path, config: dict[str, Any]) -> str:

@@ -3,8 +3,7 @@
 import importlib.util
 import json
 import struct
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +47,11 @@ BERT: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with a module of networks."""
     (tmp_path / "trained_nets.py").write_text(CODE, "utf-8")
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("trained_nets", None)
+    return tmp_path
 
 
 def net() -> nn.Sequential:
@@ -282,7 +280,6 @@ def test_names_in_a_keras_file_may_lead_in_circles(folder: Path) -> None:
         file["circle"], file["type"] = file["/"], np.dtype("f4")
     found = load_trained("trained_keras_nets:build", Path("net.weights.h5")).model
     assert [held.tolist() for held in found.get_weights()] == [held.tolist() for held in dense.get_weights()]
-    sys.modules.pop("trained_keras_nets")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +299,6 @@ def test_a_keras_file_must_have_its_numbers(folder: Path, write: Any, message: s
         write(file, h5py)
     with pytest.raises(ModelLoadError, match=f"Keras cannot load 'bad.weights.h5' into the model.*{message}"):
         load_trained("trained_keras_nets:build", Path("bad.weights.h5"))
-    sys.modules.pop("trained_keras_nets")
 
 
 def test_a_folder_of_pickled_parts_is_opened(folder: Path) -> None:
@@ -334,4 +330,3 @@ def test_weights_of_a_keras_model(folder: Path) -> None:
     (folder / "net.pt").write_bytes(b"no")
     with pytest.raises(ConfigError, match=r"are read from a .weights.h5 file, found 'net.pt'"):
         load_trained("trained_keras_nets:build", Path("net.pt"))
-    sys.modules.pop("trained_keras_nets")

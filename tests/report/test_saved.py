@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -165,11 +164,9 @@ def test_layers_become_a_data_frame_without_unknown_columns(
 ) -> None:
     code = "class DataFrame:\n    def __init__(self, rows, columns):\n        self.rows, self.columns = rows, columns\n"
     (tmp_path / "pandas.py").write_text(code, "utf-8")
-    monkeypatch.delitem(sys.modules, "pandas", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     _, report, _ = saved
     frame = report.to_pandas()
-    monkeypatch.delitem(sys.modules, "pandas")
     assert frame.columns == [
         "name",
         "shape",
