@@ -32,7 +32,7 @@ import _oneshot_reference as reference
 import secateur
 from _prose import compute_perplexity, read_calibration_tokens, read_held_out_tokens
 from secateur._table import Table
-from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.targets import build_problem, build_targets
 from secateur.planning.pytorch import plan
 from secateur.refiners import PCG, Block, Distill, LayerRefiner, Swap

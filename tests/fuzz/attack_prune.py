@@ -22,7 +22,8 @@ from fuzz.harness import attack
 from fuzz.interrupts import count_lines, interrupt_at
 from secateur.errors import SecateurError
 from secateur.oneshot import Execution
-from secateur.oneshot.pytorch import activations, tensor_files
+from secateur.oneshot.pytorch import tensor_files
+from secateur.oneshot.pytorch.blockwise import activations
 
 CONFIG = {"pattern": "2:4"}
 

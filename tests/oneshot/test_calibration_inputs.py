@@ -21,7 +21,7 @@ from secateur.errors import (
     UnsupportedModelError,
 )
 from secateur.oneshot import Calibration, Execution
-from secateur.oneshot.pytorch.batches import read_batches
+from secateur.oneshot.pytorch.calibration.batches import read_batches
 from secateur.refiners import PCG
 from secateur.solvers import ALPS, SOLVERS
 from tiny_models import bits, deep_mlp

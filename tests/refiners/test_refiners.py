@@ -16,7 +16,7 @@ from torch import nn
 import secateur
 from oneshot.problems import batches
 from secateur.errors import CalibrationError, ConfigError
-from secateur.oneshot.pytorch.batches import read_batches
+from secateur.oneshot.pytorch.calibration.batches import read_batches
 from secateur.refiners import Block, Distill
 from secateur.refiners.base import BlockRefiner, BlockTask, ModelTask
 from secateur.refiners.block import _compute_loss

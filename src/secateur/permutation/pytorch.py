@@ -17,8 +17,8 @@ from secateur.frameworks.pytorch import unwrap_model
 from secateur.frameworks.view import WeightView
 from secateur.graph import Group, Member, Role, trace
 from secateur.oneshot.pytorch import take_first_batch
-from secateur.oneshot.pytorch.batches import calibration_mode, read_batches
-from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.calibration.batches import calibration_mode, read_batches
+from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
 from secateur.patterns.channel_permutation import compute_kept_score, search_permutation
 from secateur.patterns.nm import NMPattern
 from secateur.permutation.report import PermutationReport, PermutedGroup

@@ -1,6 +1,6 @@
 """Linear algebra on Gram matrices of layer inputs, which may be singular.
 
-The matrices are accumulated by `secateur.oneshot.pytorch.input_statistics`.
+The matrices are accumulated by `secateur.oneshot.pytorch.calibration.input_statistics`.
 
 Legend: G groups, R rows, F input features.
 """

@@ -21,7 +21,7 @@ from secateur.distributed.pytorch.ranks import Ranks
 from secateur.distributed.pytorch.team import Team
 from secateur.errors import ConfigError, SecateurError
 from secateur.oneshot.pytorch import is_leader
-from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.layer_jobs import assign_costs
 from tiny_models import bits, deep_mlp
 

@@ -16,8 +16,8 @@ from secateur._packages import require_packages
 from secateur.errors import CalibrationError
 from secateur.models.pytorch.batches import read_array_batches
 from secateur.models.trials import CompiledTrial, Trial
-from secateur.oneshot.pytorch.batches import calibration_mode, explain_model_errors, move_to
-from secateur.oneshot.pytorch.weight_storage import find_device
+from secateur.oneshot.pytorch.calibration.batches import calibration_mode, explain_model_errors, move_to
+from secateur.oneshot.pytorch.storage.weight_storage import find_device
 from secateur.runtime import compile as compile_model
 
 __all__ = ["make_trial"]

@@ -20,13 +20,13 @@ from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot.calibration import Calibration
 from secateur.oneshot.execution import Execution, Progress
 from secateur.oneshot.magnitude import drop_schedule, find_gradient_criterion, prune_weights
-from secateur.oneshot.pytorch.batches import move_to, read_batches
 from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
-from secateur.oneshot.pytorch.calibration_loss import Loss
+from secateur.oneshot.pytorch.calibration.batches import move_to, read_batches
+from secateur.oneshot.pytorch.calibration.calibration_loss import Loss
 from secateur.oneshot.pytorch.gradient_run import GradientRun, refuse_without_gradients
-from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.oneshot.pytorch.unit_run import UnitRun, refuse_weight_files, removes_units
+from secateur.oneshot.pytorch.storage.memory_errors import explain_out_of_memory
+from secateur.oneshot.pytorch.units.unit_run import UnitRun, refuse_weight_files, removes_units
 from secateur.planning import Plan
 from secateur.planning.layer_selection import list_couplings
 from secateur.planning.pytorch import needs_example_inputs, plan

@@ -12,13 +12,13 @@ from torch import nn
 from secateur.allocations import AllocationTask, allocate
 from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.execution import Execution
-from secateur.oneshot.pytorch.input_features import refuse_unsupported
+from secateur.oneshot.pytorch.blockwise.stage_loop import Outcome
+from secateur.oneshot.pytorch.blockwise.stage_runner import StageRunner, iterate_problems
+from secateur.oneshot.pytorch.blockwise.stages import BlockStage, Stage, build_stages
+from secateur.oneshot.pytorch.calibration.input_features import refuse_unsupported
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.recorded_run import RecordedRun
 from secateur.oneshot.pytorch.resume import RunRecord
-from secateur.oneshot.pytorch.stage_loop import Outcome
-from secateur.oneshot.pytorch.stage_runner import StageRunner, iterate_problems
-from secateur.oneshot.pytorch.stages import BlockStage, Stage, build_stages
 from secateur.oneshot.pytorch.targets import Target, build_targets
 from secateur.oneshot.report import CalibratedReport
 from secateur.patterns import BasePattern

@@ -13,9 +13,9 @@ from secateur._huggingface.companions import CompanionFiles
 from secateur._huggingface.folders import INDEX_FILE, format_index, name_shard
 from secateur.errors import StateError
 from secateur.oneshot.pytorch.resume import RunRecord
+from secateur.oneshot.pytorch.storage.weight_files import read_weight_header
+from secateur.oneshot.pytorch.storage.weight_storage import FileStorage
 from secateur.oneshot.pytorch.tensor_files import DELETE_ADVICE, read_header, read_tensors, write_tensors, write_text
-from secateur.oneshot.pytorch.weight_files import read_weight_header
-from secateur.oneshot.pytorch.weight_storage import FileStorage
 
 __all__ = ["CheckpointRecord"]
 

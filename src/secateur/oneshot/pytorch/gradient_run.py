@@ -24,8 +24,8 @@ from secateur.masking.run import Run, build_report, refuse_nan, refuse_violation
 from secateur.oneshot.execution import Progress
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.oneshot.magnitude import find_gradient_criterion
-from secateur.oneshot.pytorch.batches import Batch, calibration_mode, move_to, read_batches
-from secateur.oneshot.pytorch.calibration_loss import Loss, read_loss
+from secateur.oneshot.pytorch.calibration.batches import Batch, calibration_mode, move_to, read_batches
+from secateur.oneshot.pytorch.calibration.calibration_loss import Loss, read_loss
 from secateur.patterns import BasePattern
 from secateur.patterns.reduction import REDUCTIONS
 from secateur.planning.planner import Plan

@@ -12,8 +12,8 @@ import torch
 
 from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.interrupts import allow_interrupts
-from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
-from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.calibration.expert_statistics import ExpertStatistics
+from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.targets import (
     Target,

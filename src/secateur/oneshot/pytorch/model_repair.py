@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from secateur.distributed.pytorch.team import Team
-from secateur.oneshot.pytorch.batches import Batch
+from secateur.oneshot.pytorch.calibration.batches import Batch
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.refiners.base import ModelRefiner, ModelTask
 

@@ -9,7 +9,7 @@ from typing import Any
 from secateur._wording import format_list
 from secateur.allocations import ALLOCATIONS, Allocation
 from secateur.errors import CalibrationError, ConfigError
-from secateur.oneshot.pytorch.calibration_loss import Loss
+from secateur.oneshot.pytorch.calibration.calibration_loss import Loss
 from secateur.refiners import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
 from secateur.refiners.base import UnitRefiner
 from secateur.solvers import SOLVERS, Solver, UnitSolver

@@ -17,17 +17,17 @@ from secateur.errors import CalibrationError, ConfigError
 from secateur.frameworks.pytorch import get_parameter, unwrap_model
 from secateur.oneshot.execution import Execution
 from secateur.oneshot.interrupts import defer_interrupts
-from secateur.oneshot.pytorch.activations import Activations
-from secateur.oneshot.pytorch.batches import Batch, calibration_mode, hash_batches, read_batches
+from secateur.oneshot.pytorch.blockwise.activations import Activations
+from secateur.oneshot.pytorch.blockwise.stage_loop import Outcome
+from secateur.oneshot.pytorch.calibration.batches import Batch, calibration_mode, hash_batches, read_batches
+from secateur.oneshot.pytorch.calibration.sequences import regroup_by_sequences
 from secateur.oneshot.pytorch.checkpoint import CheckpointRecord
-from secateur.oneshot.pytorch.memory_errors import explain_error
 from secateur.oneshot.pytorch.model_repair import ModelRepair
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import OTHER_WEIGHTS, RunRecord
-from secateur.oneshot.pytorch.sequences import regroup_by_sequences
-from secateur.oneshot.pytorch.stage_loop import Outcome
+from secateur.oneshot.pytorch.storage.memory_errors import explain_error
+from secateur.oneshot.pytorch.storage.weight_storage import FileStorage, choose_storage
 from secateur.oneshot.pytorch.team_record import TeamCheckpointRecord, TeamRecord
-from secateur.oneshot.pytorch.weight_storage import FileStorage, choose_storage
 from secateur.oneshot.report import CalibratedReport
 from secateur.planning.planner import Plan
 

@@ -14,8 +14,8 @@ from secateur.frameworks.pytorch import StackedWeight
 from secateur.frameworks.view import WeightView
 from secateur.masking.pytorch import ParameterWeight
 from secateur.masking.run import refuse_violations
-from secateur.oneshot.pytorch.expert_statistics import ExpertStatistics
-from secateur.oneshot.pytorch.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.calibration.expert_statistics import ExpertStatistics
+from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
 from secateur.patterns import BasePattern
 from secateur.planning.planner import Plan
 from secateur.results import LayerResult

@@ -12,7 +12,7 @@ import torch
 from secateur.distributed.pytorch.team import Team
 from secateur.oneshot.pytorch.checkpoint import CheckpointRecord
 from secateur.oneshot.pytorch.resume import RunRecord
-from secateur.oneshot.pytorch.weight_storage import FileStorage
+from secateur.oneshot.pytorch.storage.weight_storage import FileStorage
 
 __all__ = ["TeamCheckpointRecord", "TeamRecord"]
 

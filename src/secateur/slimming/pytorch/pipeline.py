@@ -15,9 +15,9 @@ from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph
 from secateur.oneshot.magnitude import drop_schedule
 from secateur.oneshot.pytorch import join_team, prune, refuse_several, split_calibration, take_first_batch
-from secateur.oneshot.pytorch.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.oneshot.pytorch.unit_run import UnitRun
+from secateur.oneshot.pytorch.storage.memory_errors import explain_out_of_memory
+from secateur.oneshot.pytorch.units.unit_run import UnitRun
 from secateur.planning.pytorch import plan
 from secateur.results import PruningReport
 from secateur.slimming.budget_config import make_budget_config

@@ -20,7 +20,7 @@ from secateur.graph import Graph, Group, trace
 from secateur.graph.pytorch import find_groups
 from secateur.oneshot import Execution
 from secateur.oneshot.pytorch import prune
-from secateur.oneshot.pytorch.batches import move_to
+from secateur.oneshot.pytorch.calibration.batches import move_to
 from secateur.planning.pytorch import find_candidates, plan
 from secateur.results import PruningReport
 from secateur.training.pytorch import PytorchPruner, prepare_together

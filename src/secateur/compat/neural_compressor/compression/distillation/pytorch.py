@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from secateur.errors import ConfigError, StateError
 from secateur.frameworks.pytorch import unwrap_model
-from secateur.oneshot.pytorch.batches import calibration_mode, move_to
+from secateur.oneshot.pytorch.calibration.batches import calibration_mode, move_to
 
 __all__ = [
     "CRITERIA",

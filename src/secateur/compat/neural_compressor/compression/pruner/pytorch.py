@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.oneshot.pytorch.batches import move_to
-from secateur.oneshot.pytorch.block_stack import BlockCall
+from secateur.oneshot.pytorch.blockwise.block_stack import BlockCall
+from secateur.oneshot.pytorch.calibration.batches import move_to
 
 __all__ = ["record_inputs"]
 

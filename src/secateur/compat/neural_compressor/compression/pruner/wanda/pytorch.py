@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.frameworks.pytorch import get_view
-from secateur.oneshot.pytorch.input_features import iterate_features
+from secateur.oneshot.pytorch.calibration.input_features import iterate_features
 
 __all__ = ["WrappedGPT"]
 
