@@ -28,6 +28,8 @@ EXAMPLE = re.compile(r"^\s*((?:>>>|\.\.\.) .*)$", re.MULTILINE)
 
 OPTIONS = "each parameter is an option of the command, and a test freezes them"
 
+SCAN = "one call says what is scanned, with which data, what is measured and how"
+
 SLIM = "one call says what goes, how (exclude, inexact, mode), and what follows it"
 
 INTERFACE = "the signature of what it takes the place of"
@@ -45,8 +47,10 @@ EXCEPTIONS: dict[str, str] = {
     "slimming/__init__.py::slim: parameters": SLIM,
     "slimming/keras/__init__.py::slim: parameters": SLIM,
     "slimming/pytorch/zero_units.py::remove_units: parameters": SLIM,
+    "analysis/__init__.py::sensitivity: parameters": SCAN,
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
+    "cli/commands/sensitivity.py::sensitivity: parameters": OPTIONS,
     "cli/commands/slim.py::slim: parameters": OPTIONS,
     "compat/neural_compressor/compression/pruner/__init__.py::prepare_pruning: parameters": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: positional boolean": INTERFACE,

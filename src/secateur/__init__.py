@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from secateur import allocations as allocations
+    from secateur import analysis as analysis
     from secateur import artifact as artifact
     from secateur import compat as compat
     from secateur import config as config
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from secateur import slimming as slimming
     from secateur import solvers as solvers
     from secateur import training as training
+    from secateur.analysis import sensitivity
     from secateur.artifact import load, save, verify
     from secateur.config import PruningConfig
     from secateur.criteria import register_criterion
@@ -54,6 +56,7 @@ __all__ = [
     "register_pattern",
     "register_schedule",
     "save",
+    "sensitivity",
     "slim",
     "verify",
 ]
@@ -71,6 +74,7 @@ MODULE_BY_NAME = {
     "register_pattern": "patterns",
     "register_schedule": "schedules",
     "save": "artifact",
+    "sensitivity": "analysis",
     "slim": "slimming",
     "verify": "artifact",
 }

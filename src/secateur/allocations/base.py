@@ -70,6 +70,9 @@ class Allocation(ABC):
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]]
 
+    def check(self, task: AllocationTask) -> None:  # noqa: B027 - most allocations fit every model
+        """Raise an error if the allocation does not fit the layers."""
+
     @abstractmethod
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """Return layer → units to prune, within `task.lower` and `task.upper` and `task.total` in total."""
@@ -87,14 +90,15 @@ def allocate(allocation: Allocation, task: AllocationTask) -> dict[str, int]:
 
     Raises:
         UnsupportedModelError: The pattern couples layers, so layers have no separate counts.
-        ConfigError: The counts lack layers, violate their bounds, or miss the total by more than one unit per layer,
-            the largest difference that rounding each layer can cause.
+        ConfigError: The allocation does not fit the layers, or its counts lack layers, violate their bounds, or miss
+            the total by more than one unit per layer, the largest difference that rounding each layer can cause.
     """
     if task.pattern.coupling is not None or task.units.keys() != task.pattern.views.keys():
         raise UnsupportedModelError(
             f"pattern {task.pattern.pattern!r} couples layers, and solvers prune each layer on its own. "
             f"Prune without calibration data: secateur.prune(model, config, example_inputs=batch)."
         )
+    allocation.check(task)
     for bound in (task.lower, task.upper):
         if sum(bound.values()) == task.total:
             return bound

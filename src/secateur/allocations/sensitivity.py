@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -13,13 +12,11 @@ import torch
 from secateur.allocations.base import Allocation, AllocationTask, register_allocation
 from secateur.allocations.scores import compute_layer_scores, compute_mean_score
 from secateur.errors import ConfigError
+from secateur.planning.loss_curves import LossPoints, minimize_error
 from secateur.solvers.gram import conjugate_gradients
 from secateur.solvers.problem import Problem
 
 __all__ = ["Sensitivity"]
-
-Curve = Sequence[tuple[int, float]]
-"""Numbers of pruned units in ascending order, each with the error of the layer's outputs."""
 
 
 @register_allocation("sensitivity")
@@ -70,7 +67,7 @@ class Sensitivity(Allocation):
     def counts(self, task: AllocationTask) -> dict[str, int]:
         """See `Allocation.counts`."""
         grids = self._build_grids(task)
-        curves: dict[str, Curve] = {}
+        curves: dict[str, LossPoints] = {}
         for _, problems in task.iterate_problems():
             for problem in problems:
                 curves |= self._measure_curves(problem, grids)
@@ -94,7 +91,7 @@ class Sensitivity(Allocation):
             for name, (start, end) in ends.items()
         }
 
-    def _measure_curves(self, problem: Problem, grids: Mapping[str, Sequence[int]]) -> dict[str, Curve]:
+    def _measure_curves(self, problem: Problem, grids: Mapping[str, Sequence[int]]) -> dict[str, LossPoints]:
         """Return layer → curve."""
         curves: dict[str, dict[int, float]] = {layer.name: {} for layer in problem.layers}
         for point in range(self.points):
@@ -118,41 +115,3 @@ class Sensitivity(Allocation):
         lost_GR = problem.energy(problem.weight - weight_GRF)
         errors = {layer.name: float(lost_GR[:, slice(*layer.rows)].sum(dtype=torch.float64)) for layer in layers}
         return {name: error / compute_mean_score(scores[name]) ** 2 for name, error in errors.items()}
-
-
-def minimize_error(curves: Mapping[str, Curve], total: int) -> dict[str, int]:
-    """Return layer → units to prune, adding up to `total`, with the smallest sum of errors on the curves' lower hulls.
-
-    The hulls are convex. On ties, the earlier layer is pruned first.
-
-    Args:
-        curves: Layer → its curve of at least one point.
-        total: Total number of units, between the sums of the curves' first and last counts.
-
-    Examples:
-        >>> minimize_error({"a": [(0, 0.0), (4, 4.0)], "b": [(0, 0.0), (2, 1.0), (4, 8.0)]}, 5)
-        {'a': 3, 'b': 2}
-    """
-    counts = {name: curve[0][0] for name, curve in curves.items()}
-    segments = [(slope, name, units) for name, curve in curves.items() for slope, units in _list_segments(curve)]
-    missing = total - sum(counts.values())
-    for _, name, units in sorted(segments, key=lambda segment: segment[0]):
-        taken = min(units, missing)
-        counts[name] += taken
-        missing -= taken
-    return counts
-
-
-def _list_segments(curve: Curve) -> Iterator[tuple[float, int]]:
-    """Yield error per unit and number of units of each segment of a curve's lower convex hull, the flattest first."""
-    hull: list[tuple[int, float]] = []
-    for point in curve:
-        while len(hull) > 1 and _compute_slope(hull[-2], hull[-1]) >= _compute_slope(hull[-1], point):
-            hull.pop()
-        hull.append(point)
-    for start, end in pairwise(hull):
-        yield _compute_slope(start, end), end[0] - start[0]
-
-
-def _compute_slope(start: tuple[int, float], end: tuple[int, float]) -> float:
-    return (end[1] - start[1]) / (end[0] - start[0])

@@ -18,6 +18,7 @@ __all__ = [
     "ALLOCATIONS",
     "BUDGETS",
     "GROUP_PATTERNS",
+    "LAYER_SOLVERS",
     "PATTERNS",
     "REFINERS",
     "SOLVERS",
@@ -40,7 +41,8 @@ GROUP_PATTERNS = ("channels", "heads")
 PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "channelx1", *GROUP_PATTERNS)
 """Patterns that shell completion suggests; many more are valid."""
 
-SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps", "osscar", "ziplm", "taylor", "fisher")
+LAYER_SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
+SOLVERS = (*LAYER_SOLVERS, "osscar", "ziplm", "taylor", "fisher")
 REFINERS = ("dsnot", "swap", "pcg", "ridge", "bias", "block", "distill")
 UNIT_SOLVERS = ("osscar", "ziplm", "fisher", "taylor", "wanda", "magnitude")
 UNIT_REFINERS = ("ridge", "bias", "block", "distill")

@@ -20,24 +20,24 @@ from secateur.models import TrainedModel, find_transformers_path, is_packed, loa
 from secateur.oneshot import prune
 from secateur.oneshot.magnitude import find_gradient_criterion
 from secateur.planning.layer_selection import list_couplings
-from secateur.results import PruningReport
+from secateur.results import PruningReport, SensitivityReport
 
-__all__ = ["Method", "PruneJob", "count_bytes"]
+__all__ = ["Method", "PruneJob", "count_bytes", "read_allocation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """The names of the solver, refiners and allocation.
+    """The solver, refiners and allocation.
 
     Attributes:
         solver: Name of the solver.
         refine: Names of the refiners, in order.
-        allocation: Name of the allocation; by default, the scope in the configuration decides.
+        allocation: Name of the allocation, or a sensitivity report; by default, the scope in the configuration decides.
     """
 
     solver: str = "magnitude"
     refine: tuple[str, ...] = ()
-    allocation: str | None = None
+    allocation: str | SensitivityReport | None = None
 
     @property
     def reads_data(self) -> bool:
@@ -47,7 +47,8 @@ class Method:
             UnknownNameError: A name is unknown.
             MissingPackageError: The method needs torch, which is not installed.
         """
-        if (self.solver, self.refine, self.allocation) == ("magnitude", (), None):
+        is_plain = self.allocation is None or isinstance(self.allocation, SensitivityReport)
+        if (self.solver, self.refine) == ("magnitude", ()) and is_plain:
             return False
         require_packages("torch", extra="torch")
         from secateur.oneshot.pytorch import SCOPES
@@ -171,6 +172,18 @@ class PruneJob:
         else:  # the values do not matter, only how the blocks are called
             batches = [trained.model.dummy_inputs]
         return {"calibration": batches, "execution": self.data.make_execution(steps, folder, weights)}
+
+
+def read_allocation(text: str | None) -> str | SensitivityReport | None:
+    """Return a name of an allocation, or the sensitivity report in a file.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+        ConfigError: The file does not contain a sensitivity report.
+    """
+    if text is None or not (text.endswith(".json") or Path(text).is_file()):
+        return text
+    return SensitivityReport.read(text)
 
 
 def count_bytes(model: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 
 from secateur.errors import LayerError
@@ -31,6 +33,11 @@ class ParameterWeight(PrunedWeight):
     def stored(self) -> torch.Tensor:
         """The weight itself, detached from autograd."""
         return self.parameter.detach()
+
+    def compute_digest(self) -> str:
+        """See `PrunedWeight.compute_digest`."""
+        flat = self.stored.contiguous().cpu().reshape(-1)  # its type may be unknown to NumPy, but not its bytes
+        return hashlib.sha256(flat.view(torch.uint8).numpy().data).hexdigest()
 
     def canonical(self) -> torch.Tensor:
         """The weight as an (O, K, I) tensor of at least float32."""

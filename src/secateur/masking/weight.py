@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from typing import Any
+
+import numpy as np
 
 from secateur._array import Array, count_true
 
@@ -34,6 +37,10 @@ class PrunedWeight(ABC):
     @abstractmethod
     def apply_mask(self) -> None:
         """Set pruned weights to zero."""
+
+    def compute_digest(self) -> str:
+        """Return the SHA-256 of the bytes of the shard, in hexadecimal."""
+        return hashlib.sha256(np.ascontiguousarray(self.stored).data).hexdigest()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from secateur.config import REGROWING_KINDS, ConfigLike, PruningConfig, make_config
@@ -10,8 +11,10 @@ from secateur.criteria import CRITERIA
 from secateur.errors import ConfigError
 from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, refuse_violations
 from secateur.oneshot.interrupts import defer_interrupts
+from secateur.patterns import BasePattern, get_pattern
 from secateur.planning import Plan
-from secateur.results import PruningReport
+from secateur.planning.sensitivity_counts import find_layer_targets
+from secateur.results import PruningReport, SensitivityReport
 
 __all__ = ["drop_schedule", "find_gradient_criterion", "prune_weights"]
 
@@ -69,19 +72,30 @@ def _refuse_regrowth(config: PruningConfig) -> None:
             )
 
 
-def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights: int) -> PruningReport:
+def prune_weights(
+    plan: Plan,
+    weights: Mapping[str, PrunedWeight],
+    model_weights: int,
+    *,
+    sensitivity: SensitivityReport | None = None,
+) -> PruningReport:
     """Select masks for all layers of a plan, and set the pruned weights to zero.
 
     Args:
         plan: A plan made with the result of `drop_schedule`.
         weights: Layer → its weight, for every layer to prune.
         model_weights: Number of weights of the whole model.
+        sensitivity: Distributes the target over layers; ``None``: the plan does.
 
     Raises:
+        ConfigError: The report is of another model, or does not reach the target.
         ScoreError: A weight or a score is ``nan``. No weight is changed in that case.
     """
     refuse_nan(weights)
-    runs = [Run(pattern, weights) for pattern in plan.patterns if pattern.views]
+    patterns = [pattern for pattern in plan.patterns if pattern.views]
+    if sensitivity is not None:
+        patterns = [part for pattern in patterns for part in _divide_target(pattern, weights, sensitivity)]
+    runs = [Run(pattern, weights) for pattern in patterns]
     for run in runs:
         run.start()
     with defer_interrupts():  # all weights, or none
@@ -89,8 +103,26 @@ def prune_weights(plan: Plan, weights: Mapping[str, PrunedWeight], model_weights
             weight.apply_mask()
     refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
     report = build_report(runs, plan.dense, step=0, model_weights=model_weights)
+    if sensitivity is not None:
+        configs = tuple(pattern.config for pattern in plan.patterns if pattern.views)
+        report = replace(report, configs=configs, sensitivity=sensitivity.losses)
     report.warn_of_nearly_empty_layers()
     return report
+
+
+def _divide_target(
+    pattern: BasePattern, weights: Mapping[str, PrunedWeight], report: SensitivityReport
+) -> list[BasePattern]:
+    """Replace a pattern by one for each layer, with targets that are exactly the number of units it loses."""
+    targets = find_layer_targets(report, pattern, lambda name: weights[name].compute_digest())
+    return [
+        get_pattern(
+            pattern.config.model_copy(update={"target_sparsity": target, "pruning_scope": "local"}),
+            {name: pattern.modules[name]},
+            pattern.framework.name,
+        )
+        for name, target in targets.items()
+    ]
 
 
 def _drop_one_shot_keys(rule: Mapping[str, Any]) -> dict[str, Any]:

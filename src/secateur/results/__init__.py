@@ -4,6 +4,8 @@ from secateur.results.layer_record import LayerRecord, join_layers
 from secateur.results.pruning_report import GroupResult, LayerResult, PruningReport
 from secateur.results.records import Column, Record, Row
 from secateur.results.report_base import Report
+from secateur.results.sensitivity_map import LayerSensitivity, PruningCase, SensitivityMap, SensitivityPoint
+from secateur.results.sensitivity_report import SensitivityReport
 from secateur.results.summary import FORMAT_VERSION, Measure, Summarizable, Summary, UnitGroupRecord, describe_config
 
 __all__ = [
@@ -12,11 +14,16 @@ __all__ = [
     "GroupResult",
     "LayerRecord",
     "LayerResult",
+    "LayerSensitivity",
     "Measure",
+    "PruningCase",
     "PruningReport",
     "Record",
     "Report",
     "Row",
+    "SensitivityMap",
+    "SensitivityPoint",
+    "SensitivityReport",
     "Summarizable",
     "Summary",
     "UnitGroupRecord",

@@ -11,6 +11,7 @@ from secateur.config import PruningConfig
 from secateur.results.layer_record import LayerRecord
 from secateur.results.records import Column, Record, Row
 from secateur.results.report_base import Report
+from secateur.results.sensitivity_map import SensitivityMap
 from secateur.results.summary import Summary, UnitGroupRecord, describe_config
 
 __all__ = ["GroupResult", "LayerResult", "PruningReport"]
@@ -108,10 +109,11 @@ class PruningReport(Report):
         groups: The units with slices in several layers.
         history: Share of units pruned after each update that changed it, since the run was prepared or its state was
             loaded: (step, share).
+        sensitivity: The losses by which the target was distributed over layers; ``None``: it was not.
     """
 
     computed: ClassVar[tuple[str, ...]] = ("sparsity", "unit_sparsity", "model_sparsity", "is_complete")
-    omitted: ClassVar[tuple[str, ...]] = ("configs",)
+    omitted: ClassVar[tuple[str, ...]] = ("configs", "sensitivity")
 
     layers: tuple[LayerResult, ...]
     dense: dict[str, str]
@@ -121,6 +123,7 @@ class PruningReport(Report):
     configs: tuple[PruningConfig, ...] = ()
     groups: tuple[GroupResult, ...] = ()
     history: tuple[tuple[int, float], ...] = field(default=(), compare=False)  # a resumed run has only part of it
+    sensitivity: SensitivityMap | None = field(default=None, compare=False)
 
     @property
     def sparsity(self) -> float:
@@ -158,6 +161,7 @@ class PruningReport(Report):
                 UnitGroupRecord(name=group.name, kind=group.kind, units=group.units, gone=group.pruned_units)
                 for group in self.groups
             ),
+            sensitivity=self.sensitivity,
             history=self.history,
             last_step=self.last_step or None,
             notes=tuple(self.footer[1:]),

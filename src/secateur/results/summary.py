@@ -14,6 +14,7 @@ from secateur.config import PruningConfig
 from secateur.errors import MissingPackageError
 from secateur.results.layer_record import LayerRecord, join_layers
 from secateur.results.records import Record
+from secateur.results.sensitivity_map import SensitivityMap
 
 __all__ = ["FORMAT_VERSION", "Measure", "Summarizable", "Summary", "UnitGroupRecord", "describe_config"]
 
@@ -81,6 +82,7 @@ class Summary(Record):
         measures: What was measured before and after.
         layers: The layers, in the order of the model.
         groups: The groups of units.
+        sensitivity: What each layer loses if it is pruned alone; ``None``: unknown.
         history: Share of units pruned after each update that changed it: (step, share).
         last_step: Step at which the schedule ends; ``None``: there is no schedule.
         warnings: Why measures may be misleading.
@@ -97,6 +99,7 @@ class Summary(Record):
     measures: tuple[Measure, ...] = ()
     layers: tuple[LayerRecord, ...] = ()
     groups: tuple[UnitGroupRecord, ...] = ()
+    sensitivity: SensitivityMap | None = None
     history: tuple[tuple[int, float], ...] = ()
     last_step: int | None = None
     warnings: tuple[str, ...] = ()
@@ -127,6 +130,7 @@ class Summary(Record):
             measures=_join_measures(part.measures for part in parts),
             layers=join_layers(*(part.layers for part in parts)),
             groups=next((part.groups for part in parts if part.groups), ()),
+            sensitivity=next((part.sensitivity for part in parts if part.sensitivity is not None), None),
             history=next((part.history for part in parts if part.history), ()),
             last_step=next((part.last_step for part in parts if part.last_step is not None), None),
             warnings=_join_texts(part.warnings for part in parts),

@@ -57,7 +57,8 @@ def prune(
     allocation: Annotated[
         str | None,
         typer.Option(
-            help="How the target is divided among layers: uniform, global, owl or sensitivity.",
+            help="How the target is divided among layers: uniform, global, owl or sensitivity; or the file that "
+            "secateur sensitivity --output has written.",
             autocompletion=complete_names(ALLOCATIONS),
         ),
     ] = None,
@@ -109,7 +110,7 @@ def prune(
         warn_about_defaults(settings)
     from secateur.cli.calibration_options import CalibrationOptions
     from secateur.cli.destination import Destination
-    from secateur.cli.prune_job import Method, PruneJob
+    from secateur.cli.prune_job import Method, PruneJob, read_allocation
 
     with join_processes(device) as processes:
         if processes.is_leader:
@@ -118,7 +119,7 @@ def prune(
             model=model,
             weights=weights,
             settings=settings,
-            method=Method(solver=solver, refine=tuple(refine or ()), allocation=allocation),
+            method=Method(solver=solver, refine=tuple(refine or ()), allocation=read_allocation(allocation)),
             data=CalibrationOptions(file=calibration, sequences=sequences, length=length, device=processes.device),
             target=Destination(out, is_written=processes.is_leader),
         )

@@ -89,9 +89,8 @@ def prune(
                 name: ParameterWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views
             }
             with torch.no_grad(), explain_out_of_memory():
-                return prune_weights(
-                    model_plan, weights, sum(weight.numel() for weight in unwrap_model(model).parameters())
-                )
+                size = sum(weight.numel() for weight in unwrap_model(model).parameters())
+                return prune_weights(model_plan, weights, size, sensitivity=recipe.sensitivity)
         batches, execution = split_calibration(calibration, execution)
         with explain_out_of_memory():
             if removes_units(model_plan):

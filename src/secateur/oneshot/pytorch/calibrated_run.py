@@ -95,6 +95,7 @@ class CalibratedRun(RecordedRun):
             last_step=0,
             model_weights=sum(weight.numel() for weight in self.model.parameters()),
             configs=tuple(pattern.config for pattern in self.plan.patterns if pattern.views),
+            sensitivity=None if self.recipe.sensitivity is None else self.recipe.sensitivity.losses,
             solver=str(self.recipe),
             errors=outcome.errors,
             magnitude_reasons=outcome.blind,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur._wording import format_list
-from secateur.allocations import ALLOCATIONS, Allocation
+from secateur.allocations import ALLOCATIONS, Allocation, ReportedSensitivity
 from secateur.errors import CalibrationError, ConfigError
 from secateur.oneshot.pytorch.calibration.calibration_loss import Loss
 from secateur.refiners import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
 from secateur.refiners.base import UnitRefiner
+from secateur.results import SensitivityReport
 from secateur.solvers import SOLVERS, Solver, UnitSolver
 
 __all__ = ["Recipe"]
@@ -39,9 +40,9 @@ class Recipe:
         cls,
         solver: str | Solver | UnitSolver,
         refine: str | Refiner | Iterable[str | Refiner] = (),
-        allocation: str | Allocation = "uniform",
+        allocation: str | Allocation | SensitivityReport = "uniform",
     ) -> Recipe:
-        """Build a recipe from names or objects.
+        """Build a recipe from names or objects; a sensitivity report becomes an allocation.
 
         Raises:
             UnknownNameError: A name is not registered.
@@ -49,6 +50,8 @@ class Recipe:
         """
         members = tuple(refine) if isinstance(refine, Iterable) and not isinstance(refine, str) else (refine,)
         refiners = tuple(_create(member, Refiner, REFINERS) for member in members)
+        if isinstance(allocation, SensitivityReport):
+            allocation = ReportedSensitivity(report=allocation)
         return cls(
             _create(solver, (Solver, UnitSolver), SOLVERS), refiners, _create(allocation, Allocation, ALLOCATIONS)
         )
@@ -130,6 +133,11 @@ class Recipe:
     def model_refiners(self) -> tuple[ModelRefiner, ...]:
         """The refiners of the whole model."""
         return tuple(refiner for refiner in self.refiners if isinstance(refiner, ModelRefiner))
+
+    @property
+    def sensitivity(self) -> SensitivityReport | None:
+        """The report by which the target is distributed; ``None``: there is none."""
+        return self.allocation.report if isinstance(self.allocation, ReportedSensitivity) else None
 
     @property
     def needs_gram(self) -> bool:
