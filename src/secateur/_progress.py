@@ -42,6 +42,10 @@ class FinishedPart(Protocol):
     def seconds_left(self) -> float:
         """Estimated remaining time."""
 
+    @property
+    def action(self) -> str:
+        """What was done to it, such as ``"Pruned"``."""
+
 
 class ProgressDisplay:
     """Shows the current step of long work, and how much of it is done.
@@ -109,14 +113,14 @@ class ProgressDisplay:
             self._step = make_printable_line(step, MAX_DESCRIPTION)
         self._bars.update(self._task, description=self._step, completed=self._done)
 
-    def show_part(self, progress: FinishedPart, verb: str = "Pruned") -> None:
+    def show_part(self, progress: FinishedPart, verb: str | None = None) -> None:
         """Show the progress of a calibrated run, and what was done to each part."""
         is_last = progress.done >= progress.total
         self._left = "" if is_last else f"{format_time(progress.seconds_left)} left"
         self._counts = f"{progress.done} of {progress.total} parts"
         self._bars.update(
             self._task,
-            description=make_printable_line(f"{verb} {progress.stage}", MAX_DESCRIPTION),
+            description=make_printable_line(f"{verb or progress.action} {progress.stage}", MAX_DESCRIPTION),
             completed=progress.done,
             total=progress.total,
             left=self._left,

@@ -70,7 +70,7 @@ class CalibrationOptions:
         """
 
         def show_part(part: Progress) -> None:
-            if part.done == 1 < part.total:
+            if part.done == 1 < part.total and part.action == "Pruned":
                 say(f"Finished parts are stored in {folder}. After an interruption, run the same command to resume.")
             steps.show_part(part)
 

@@ -16,12 +16,15 @@ __all__ = ["Execution", "Progress"]
 class Progress:
     """The progress of a calibrated run, reported after each part of the model.
 
+    Refining the whole model is the last part, and is also reported after each of its steps.
+
     Attributes:
-        stage: The part that was just finished, e.g. ``"model.layers.3"``.
+        stage: The part that was just finished, e.g. ``"model.layers.3"``, or ``"the model, step 3 of 64"``.
         done: Parts finished.
         total: Parts in total.
         seconds: Elapsed time.
         seconds_left: Estimated remaining time, from the parts pruned in this process; 0 at the end.
+        action: What was done to it: ``"Pruned"``, or ``"Refined"`` for the whole model.
     """
 
     stage: str
@@ -29,6 +32,7 @@ class Progress:
     total: int
     seconds: float
     seconds_left: float
+    action: str = "Pruned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,30 @@ from dataclasses import dataclass, field, replace
 
 from secateur._wording import format_list
 from secateur.results import Column, LayerResult, PruningReport, Summary
+from secateur.results.records import Record
 
-__all__ = ["CalibratedReport"]
+__all__ = ["CalibratedReport", "Phase"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase(Record):
+    """A part of a run.
+
+    Attributes:
+        name: What was done.
+        seconds: The time it took; 0 if an interrupted run had done it before.
+        remark: How it went, if there is more to say.
+    """
+
+    name: str
+    seconds: float
+    remark: str = ""
+
+    def __str__(self) -> str:
+        remark = f" ({self.remark})" if self.remark else ""
+        return f"{self.seconds:.1f} s for {self.name}{remark}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -30,6 +50,7 @@ class CalibratedReport(PruningReport):
         solver_seconds: Time spent in the solver and in layer refiners.
         seconds: Total time.
         data_sha256: Digest of the calibration data, in hexadecimal.
+        phases: Where the time went.
     """
 
     solver: str
@@ -39,6 +60,7 @@ class CalibratedReport(PruningReport):
     magnitude_reasons: dict[str, str] = field(default_factory=dict)
     blind: dict[str, str] = field(default_factory=dict)
     data_sha256: str = field(default="", compare=False)
+    phases: tuple[Phase, ...] = field(default=(), compare=False)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -55,6 +77,7 @@ class CalibratedReport(PruningReport):
             f"Pruned by {self.solver} in {self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver. "
             f"The error is the share of a layer's output energy lost on the calibration data (geometric mean "
             f"{mean:.4f}).",
+            *([f"Time: {', '.join(map(str, self.phases))}."] if len(self.phases) > 1 else []),
             *(
                 f"Pruned by magnitude: {layers}: {reason}."
                 for reason, layers in _group_by_reason(self.magnitude_reasons).items()
@@ -71,7 +94,7 @@ class CalibratedReport(PruningReport):
             replace(layer, error=self.errors.get(layer.name), note=notes.get(layer.name)) for layer in summary.layers
         ]
         time = f"{self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver"
-        facts = {"Solver": self.solver, "Time": time}
+        facts = {"Solver": self.solver, "Time": "; ".join([time, *map(str, self.phases)])}
         digests = {"calibration data": self.data_sha256} if self.data_sha256 else {}
         return replace(summary, facts=facts | summary.facts, layers=tuple(layers), digests=digests)
 

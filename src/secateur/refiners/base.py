@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -143,6 +144,10 @@ class ModelTask:
         device: The device of the model.
         targets: The result of `ModelRefiner.targets`.
         team: The processes that refine the model together; each has all of the batches.
+        seconds: The time that is left; ``None``: no limit.
+        clock: Returns a time in seconds.
+        report_step: Called after each step with the number of steps taken, the number in all or ``None``, and the
+            estimated seconds that are left or ``None``.
     """
 
     model: nn.Module
@@ -151,6 +156,9 @@ class ModelTask:
     device: torch.device
     targets: Any
     team: Team = field(default_factory=Team)
+    seconds: float | None = None
+    clock: Callable[[], float] = time.perf_counter
+    report_step: Callable[[int, int | None, float | None], object] = lambda *_: None
 
 
 class ModelRefiner(Refiner, ABC):
@@ -167,8 +175,12 @@ class ModelRefiner(Refiner, ABC):
         """Return the target outputs of the dense model. Called before anything is pruned."""
 
     @abstractmethod
-    def refine(self, task: ModelTask) -> None:
-        """Update the model's parameters in place."""
+    def refine(self, task: ModelTask) -> str | None:
+        """Update the model's parameters in place.
+
+        Returns:
+            What was done, in a few words for the report.
+        """
 
 
 REFINERS: Registry[type[Refiner]] = Registry("refiner")

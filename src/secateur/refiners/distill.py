@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,9 +12,20 @@ from torch import nn
 
 from secateur.errors import CalibrationError, ConfigError
 from secateur.refiners.base import ModelBatch, ModelRefiner, ModelTask, register_refiner
+from secateur.refiners.held_out import BestValues, split_held_out
+from secateur.refiners.pace import Pace
 from secateur.refiners.tuning import MaskedAdam, shuffle_batches
 
 __all__ = ["Distill"]
+
+DEFAULT_STEPS = 64
+"""Number of steps if neither they nor time are limited."""
+
+MEASUREMENT_INTERVAL = 7
+"""Sequences trained on between two measurements, for each held-out sequence, so that measuring takes little time."""
+
+MAX_HELD_OUT = 0.5
+"""Maximum share of the sequences that are held out."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,16 @@ class Distill(ModelRefiner):
     is the squared distance from the dense state, divided by its squared norm.
 
     Attributes:
-        steps: Maximum number of steps, ≥ 1; the learning rate decays to 0 over them.
-        minutes: Time limit, > 0; the learning rate then also decays with time. ``None``: no limit.
-        rate: Initial learning rate, > 0, relative to the root mean square of each parameter.
+        steps: Maximum number of steps, ≥ 1. ``None``: 64, or without maximum if time is limited.
+        minutes: Time limit, > 0. The number of steps then depends on the machine, and so does the result. ``None``: no
+            limit, except for that of the run.
+        rate: Initial learning rate, > 0, relative to the root mean square of each parameter. It decays linearly to 0
+            over the steps or the time, whichever ends first.
         batches_per_step: Sequences per step, ≥ 1, regardless of the batch size. For short sequences, images
             and vectors, 512 positions count as a sequence.
         classes: Continuations compared individually, ≥ 1.
+        held_out: Share of the sequences that are not trained on, in [0, 0.5]. Their loss is measured now and then:
+            training stops when it no longer falls, and the values with the lowest loss are kept.
 
     Raises:
         ConfigError: A value is out of range.
@@ -69,20 +84,24 @@ class Distill(ModelRefiner):
 
     supports_ranks: ClassVar[bool] = True
 
-    steps: int = 64
+    steps: int | None = None
     minutes: float | None = None
     rate: float = 0.001
     batches_per_step: int = 2
     classes: int = 256
+    held_out: float = 0.0
 
     def __post_init__(self) -> None:
-        counts = {"steps": self.steps, "batches_per_step": self.batches_per_step, "classes": self.classes}
+        steps = DEFAULT_STEPS if self.steps is None else self.steps
+        counts = {"steps": steps, "batches_per_step": self.batches_per_step, "classes": self.classes}
         for name, value in counts.items():
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}.")
         for name, number in {"rate": self.rate, "minutes": 1.0 if self.minutes is None else self.minutes}.items():
             if not number > 0:
                 raise ConfigError(f"{name} must be above 0, found {number}.")
+        if not 0 <= self.held_out <= MAX_HELD_OUT:
+            raise ConfigError(f"held_out must be in [0, {MAX_HELD_OUT}], found {self.held_out}.")
 
     def targets(
         self, model: nn.Module, batches: Sequence[ModelBatch], device: torch.device
@@ -98,21 +117,35 @@ class Distill(ModelRefiner):
         largest = logs.topk(min(self.classes, logs.shape[-1]), dim=-1)
         return _Prediction(largest.indices.int().cpu(), largest.values.cpu())
 
-    def refine(self, task: ModelTask) -> None:
+    def refine(self, task: ModelTask) -> str:
         """See `ModelRefiner.refine`."""
         optimizer, team = MaskedAdam(task.model, task.masks, self.rate, task.team), task.team
-        order = shuffle_batches(len(task.batches), self.batches_per_step, seed=1)
-        start, remaining = time.perf_counter(), 1.0
+        tuned, held_out = split_held_out(len(task.batches), self.held_out)
+        interval = max(1, MEASUREMENT_INTERVAL * len(held_out) // self.batches_per_step)
+        best = BestValues(optimizer, partial(_measure_loss, task, held_out) if held_out else None, interval)
+        pace = self._start_pace(task)
+        order = shuffle_batches(len(tuned), self.batches_per_step, seed=1)
         with optimizer.enable_gradients():
-            for step, numbers in zip(range(self.steps), order, strict=False):
+            while best.may_improve(pace.taken) and (share := pace.begin_step()) is not None:
+                numbers = [tuned[position] for position in next(order)]
                 for number in numbers[team.rank :: team.size]:
                     (_compute_batch_loss(task, number) / len(numbers)).backward()
-                remaining = 1 - step / self.steps
-                if self.minutes is not None:
-                    remaining = min(remaining, 1 - team.share(time.perf_counter() - start) / (60 * self.minutes))
-                if remaining <= 0:
-                    break
-                optimizer.step(remaining)
+                optimizer.step(share)
+                task.report_step(pace.taken, pace.estimate_total(), pace.estimate_seconds_left())
+        return ", ".join(filter(None, [pace.describe_end(), best.restore(pace.taken)]))
+
+    def _start_pace(self, task: ModelTask) -> Pace:
+        limits = [None if self.minutes is None else 60 * self.minutes, task.seconds]
+        seconds = min((limit for limit in limits if limit is not None), default=None)
+        steps = DEFAULT_STEPS if self.steps is None and seconds is None else self.steps
+        return Pace(steps=steps, seconds=seconds, team=task.team, clock=task.clock)
+
+
+@torch.no_grad()
+def _measure_loss(task: ModelTask, numbers: Sequence[int]) -> float:
+    """Return the mean loss of some batches."""
+    losses = [float(_compute_batch_loss(task, number)) for number in numbers[task.team.rank :: task.team.size]]
+    return sum(task.team.gather(sum(losses))) / len(numbers)
 
 
 def _compute_batch_loss(task: ModelTask, number: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 
@@ -18,19 +18,22 @@ __all__ = ["MaskedAdam", "shuffle_batches"]
 MAX_GRADIENT_NORM = 1.0
 """Norm to which the gradient of a step is clipped."""
 
+FUSED_DEVICES = ("cpu", "cuda")
+"""Devices with a fused kernel for Adam, which passes over the parameters once."""
+
 MIN_SCALE = 0.01
 """Lower bound on the root mean square that scales a parameter's learning rate; biases may start at zero."""
 
 
 class MaskedAdam:
-    """Adam on a module's parameters in float32, with a learning rate that decays linearly to 0.
+    """Adam on a module's parameters in float32.
 
     Pruned weights stay exactly 0.0, because they start at zero and get no gradient.
 
     Args:
         module: The module.
         masks: Name of a pruned parameter in it → booleans of its shape, ``True`` = kept.
-        rate: Initial learning rate, relative to the root mean square of each parameter's kept weights, so that one
+        rate: Full learning rate, relative to the root mean square of each parameter's kept weights, so that one
             rate suits models of any width.
         team: The processes that compute gradients on their batches; a step takes the sum. By default one process.
     """
@@ -44,11 +47,12 @@ class MaskedAdam:
         self._masks = masks
         names = {name for name, weight in module.named_parameters() if name in masks or weight.ndim < 2}
         self._parameters = {name: weight for name, weight in module.named_parameters() if name in names}
-        # Steps are too small for 16-bit dtypes, so the optimizer updates float32 copies.
-        self._copies = {name: weight.detach().float().clone() for name, weight in self._parameters.items()}
-        self._scales = [self._scale(name, weight) for name, weight in self._copies.items()]
-        groups = [{"params": [weight]} for weight in self._copies.values()]
-        self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95))
+        # Steps are too small for 16-bit dtypes, so the optimizer updates float32 copies of such parameters.
+        self._values = {name: weight.detach().float() for name, weight in self._parameters.items()}
+        self._scales = [self._scale(name, weight) for name, weight in self._values.items()]
+        groups = [{"params": [weight]} for weight in self._values.values()]
+        is_fused = all(value.device.type in FUSED_DEVICES for value in self._values.values())
+        self._optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.95), fused=is_fused)
 
     @contextmanager
     def enable_gradients(self) -> Iterator[None]:
@@ -64,33 +68,56 @@ class MaskedAdam:
                 weight.requires_grad_(required[name])
                 weight.grad = None
 
-    def step(self, remaining: float) -> None:
+    def step(self, share: float) -> None:
         """Take one step with the current gradients.
 
         Args:
-            remaining: Share of the steps that remain, which scales the learning rate.
+            share: Share of the learning rate.
 
         Raises:
             CalibrationError: A gradient is not finite.
         """
-        for name, gradient in zip(self._parameters, self._team.add(self._pop_gradients()), strict=True):
-            if not bool(torch.isfinite(gradient).all()):
-                raise CalibrationError(f"The gradient of {name!r} is not finite. Lower the learning rate.")
+        for (name, value), gradient in zip(self._values.items(), self._team.add(self._pop_gradients()), strict=True):
             mask = self._masks.get(name)
-            self._copies[name].grad = gradient if mask is None else gradient * mask.to(gradient.device)
-        torch.nn.utils.clip_grad_norm_(self._copies.values(), MAX_GRADIENT_NORM)
+            value.grad = gradient if mask is None else gradient * mask.to(gradient.device)
+        self._clip_gradients()
         for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
-            group["lr"] = self.rate * remaining * scale
+            group["lr"] = self.rate * share * scale
         self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._write_values()
+
+    def save_values(self) -> list[torch.Tensor]:
+        """Return a copy of the tuned values."""
+        return [value.clone() for value in self._values.values()]
+
+    def load_values(self, saved: Sequence[torch.Tensor]) -> None:
+        """Overwrite the tuned values with saved ones."""
+        for value, old in zip(self._values.values(), saved, strict=True):
+            value.copy_(old)
+        self._write_values()
+
+    def _write_values(self) -> None:
         with torch.no_grad():
             for name, weight in self._parameters.items():
-                weight.copy_(self._copies[name])
+                if weight.dtype != torch.float32:
+                    weight.copy_(self._values[name])
 
     def _pop_gradients(self) -> Iterator[torch.Tensor]:
         """Yield the gradient of each parameter in float32, and clear it."""
         for name, weight in self._parameters.items():
-            yield torch.zeros_like(self._copies[name]) if weight.grad is None else weight.grad.float()
+            yield torch.zeros_like(self._values[name]) if weight.grad is None else weight.grad.float()
             weight.grad = None
+
+    def _clip_gradients(self) -> None:
+        gradients = {name: value.grad for name, value in self._values.items() if value.grad is not None}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if not bool(torch.isfinite(norm)):
+            names = (name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all()))
+            raise CalibrationError(
+                f"The gradient of {next(names, next(iter(gradients)))!r} is not finite. Lower the learning rate."
+            )
+        torch.nn.utils.clip_grads_with_norm_(self._values.values(), MAX_GRADIENT_NORM, norm)
 
     def _scale(self, name: str, weight: torch.Tensor) -> float:
         kept = weight[self._masks[name].to(weight.device)] if name in self._masks else weight

@@ -31,7 +31,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "owl": {"solver": "wanda", "allocation": "owl", "config": {"pattern": "1x1", "target_sparsity": 0.5}},
     "refined": {
         "solver": "wanda",
-        "refine": [secateur.refiners.Block(steps=5, batches_per_step=2), secateur.refiners.Distill(steps=5, minutes=9)],
+        "refine": [
+            secateur.refiners.Block(steps=5, batches_per_step=2),
+            secateur.refiners.Distill(steps=5, minutes=9, held_out=0.4),
+        ],
         "calibration": batches(5, rows=512),
     },
 }

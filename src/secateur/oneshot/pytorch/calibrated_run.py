@@ -55,7 +55,7 @@ class CalibratedRun(RecordedRun):
         repair = self._start_repair(record, len(stages), has_blocks=has_blocks)
         record.begin(counts)
         outcome = StageRunner(self.model, self.recipe, record, self.execution, self.team).run(stages)
-        repair.refine(record, len(stages), (target.weight.parameter for target in targets.values()))
+        repair.refine(record, outcome, len(stages), (target.weight.parameter for target in targets.values()))
         return outcome
 
     def _allocate(self) -> dict[str, int]:

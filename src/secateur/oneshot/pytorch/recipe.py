@@ -28,12 +28,14 @@ class Recipe:
         allocation: Decides how much of each layer is pruned.
         loss: Computes the loss whose gradients rank units, from the outputs of the model and the batch; ``None``: see
             `compute_loss`.
+        minutes: Time limit of the run, which refiners of the whole model keep; ``None``: no limit.
     """
 
     solver: Solver | UnitSolver
     refiners: tuple[Refiner, ...]
     allocation: Allocation
     loss: Loss | None = None
+    minutes: float | None = None
 
     @classmethod
     def from_names(

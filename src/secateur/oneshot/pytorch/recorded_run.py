@@ -62,6 +62,7 @@ class RecordedRun(ABC):
         execution: Execution,
         team: Team | None = None,
     ) -> None:
+        self._start = time.perf_counter()
         self.team = team or Team()
         recipe.refuse_several_ranks(self.team.size)
         self.model = unwrap_model(model)
@@ -99,7 +100,7 @@ class RecordedRun(ABC):
                 raise explained from error
             record.close(finished=not self.execution.keep_parts)
             report = self._build_report(outcome, time.perf_counter() - start)
-            report = replace(report, data_sha256=record.description["data"])
+            report = replace(report, data_sha256=record.description["data"], phases=tuple(outcome.phases))
             self._warn(report)
             return report
 
@@ -140,7 +141,13 @@ class RecordedRun(ABC):
                 f"{type(self.model).__name__} has none. Leave it out."
             )
         repair = ModelRepair(
-            self.model, self.recipe.model_refiners, self.batches, self.storage.default_device, self.team
+            model=self.model,
+            recipe=self.recipe,
+            batches=self.batches,
+            device=self.storage.default_device,
+            execution=self.execution,
+            team=self.team,
+            start=self._start,
         )
         if not record.is_done(stages):
             repair.record_dense()

@@ -19,10 +19,11 @@ from secateur.oneshot.pytorch.blockwise.dense_stream import DenseStream
 from secateur.oneshot.pytorch.blockwise.stages import BlockStage
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.resume import RunRecord
+from secateur.oneshot.report import Phase
 from secateur.refiners.base import BlockTask
 from secateur.results import LayerResult
 
-__all__ = ["Outcome", "StageLoop"]
+__all__ = ["Outcome", "StageLoop", "report_progress"]
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Outcome:
         blind: Layer → why its inputs were not measured.
         removed: Group → the units that were removed.
         solver_seconds: Time spent in solvers.
+        phases: Where the time went.
     """
 
     results: dict[str, LayerResult] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class Outcome:
     blind: dict[str, str] = field(default_factory=dict)
     removed: dict[str, list[int]] = field(default_factory=dict)
     solver_seconds: float = 0.0
+    phases: list[Phase] = field(default_factory=list)
 
     def add(self, stage: Mapping[str, Any]) -> None:
         """Add the results of one stage, as they are recorded."""
@@ -103,13 +106,15 @@ class StageLoop(ABC, Generic[AnyStage]):
     def run(self, stages: Sequence[AnyStage]) -> Outcome:
         """Prune all stages, or resume after the finished ones."""
         start, pruned_here = time.perf_counter(), 0
+        total = len(stages) + bool(self.recipe.model_refiners)
         with self.dense:
             if self.recipe.block_refiners and (block := next(filter(None, (stage.block for stage in stages)), None)):
                 self.dense.start(block)
             for number, stage in enumerate(stages):
                 with stage.load_weights():
                     pruned_here += self._run_stage(stages, number)
-                self._report_progress(stage.name, (number + 1, len(stages)), time.perf_counter() - start, pruned_here)
+                self._report_progress(stage.name, (number + 1, total), time.perf_counter() - start, pruned_here)
+        self.outcome.phases.append(Phase(name="layers and blocks", seconds=time.perf_counter() - start))
         return self.outcome
 
     def _run_stage(self, stages: Sequence[AnyStage], number: int) -> bool:
@@ -176,11 +181,9 @@ class StageLoop(ABC, Generic[AnyStage]):
         )
 
     def _report_progress(self, name: str, done: tuple[int, int], seconds: float, pruned_here: int) -> None:
-        if self.execution.progress is not None and self.team.is_leader:
-            left = (done[1] - done[0]) * seconds / max(pruned_here, 1)
-            step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
-            with allow_interrupts():
-                self.execution.progress(step)
+        left = (done[1] - done[0]) * seconds / max(pruned_here, 1)
+        step = Progress(stage=name, done=done[0], total=done[1], seconds=seconds, seconds_left=left)
+        report_progress(self.execution, self.team, step)
 
     def _resume(self, number: int, stage: AnyStage) -> bool:
         saved = self.record.resume(number, self.list_parameters(stage)) if stage.has_work else {}
@@ -188,3 +191,10 @@ class StageLoop(ABC, Generic[AnyStage]):
             self.outcome.add(saved)
             self.resume_stage(saved)
         return saved is not None
+
+
+def report_progress(execution: Execution, team: Team, step: Progress) -> None:
+    """Call the callback for progress, if there is one, on rank 0."""
+    if execution.progress is not None and team.is_leader:
+        with allow_interrupts():
+            execution.progress(step)

@@ -122,7 +122,7 @@ class UnitRun(RecordedRun):
         runner = UnitRunner(self.model, self.recipe, record, self.execution)
         runner.start(self.groups, counts, gradients or LossGradients())
         outcome = runner.run(stages)
-        repair.refine(record, len(stages), [weight for group in self.groups for weight in group.parameters])
+        repair.refine(record, outcome, len(stages), [weight for group in self.groups for weight in group.parameters])
         runs = self._create_runs(outcome)
         refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
         return outcome
