@@ -79,7 +79,8 @@ class PruningConfig(BaseModel):
 
     Attributes:
         format_version: Version of the file format.
-        pattern: Pattern specification, e.g. ``"4x1"``, ``"2:4"`` (two kept of four), ``"1xchannel"``.
+        pattern: Pattern specification, e.g. ``"4x1"``, ``"2:4"`` (two kept of four), ``"1xchannel"``,
+            ``"2:4-transposable"``.
         target_sparsity: Share of units pruned at the end, in [0, 1]. Where units differ in size, as channels of
             different layers do, the share of weights differs. ``None``: 0.9, or the maximum of an N:M pattern.
         pruning_scope: ``"global"`` ranks the units of all layers together, ``"local"`` ranks each layer separately.

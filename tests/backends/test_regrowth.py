@@ -1,5 +1,6 @@
 """RigL and SET with Keras: the masks of torch, and exact counts in compiled steps."""
 
+from itertools import product
 from typing import Any
 
 import keras
@@ -24,10 +25,12 @@ RIGL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["rigl", "set"])
-@pytest.mark.parametrize("pattern", ["1x1", "4x1", "2:4"])
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [*product(["rigl", "set"], ["1x1", "4x1", "2:4"]), ("rigl", "2:4-transposable")],
+)
 def test_masks_are_those_of_torch(kind: str, pattern: str) -> None:
-    target = None if pattern == "2:4" else 0.75
+    target = None if ":" in pattern else 0.75
     config = {**RIGL, "kind": kind, "pattern": pattern, "target_sparsity": target, "op_names": ["first", "second"]}
     torch_steps, keras_steps = train_torch(config, 6, 0.5), train_keras(config, 6, 0.5)
     masks = [f"{name} mask" for name in SHAPES]

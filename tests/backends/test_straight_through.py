@@ -25,8 +25,9 @@ SR_STE: dict[str, Any] = {
 STEPS = 11
 
 
-def test_masks_and_weights_are_those_of_torch() -> None:
-    config = {**SR_STE, "op_names": ["first", "second"]}
+@pytest.mark.parametrize("pattern", ["2:4", "2:4-transposable"])
+def test_masks_and_weights_are_those_of_torch(pattern: str) -> None:
+    config = {**SR_STE, "pattern": pattern, "op_names": ["first", "second"]}
     ours, theirs = train_keras(config, STEPS, 0.125), train_torch(config, STEPS, 0.125)
     assert any((ours[0][f"{name} mask"] != ours[-1][f"{name} mask"]).any() for name in SHAPES)
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):

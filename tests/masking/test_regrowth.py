@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from patterns import oracle
 from patterns.cases import SPECS, array_pattern, view
+from patterns.test_transposable import list_masks, split_tiles
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError, ScoreError
 from secateur.frameworks import WeightView
@@ -43,6 +44,21 @@ def exchange_in_groups(keep: Bools, scores: Any, growth: Any, count: int, kept_o
         missing = kept_of_group - int(found[start : start + group].sum())
         found[sorted((i for i in places if not found[i]), key=lambda i: (-growth[i], i))[:missing]] = True
     return found
+
+
+def exchange_in_tiles(keep: Bools, scores: Any, growth: Any, count: int) -> Bools:
+    """The same for 2:4-transposable: of the masks of each tile with all that it retains, the one that grows most."""
+    shape = keep.shape
+    tiles = [split_tiles(array, 4) for array in (keep, scores, growth)]
+    order = sorted(np.flatnonzero(tiles[0]), key=lambda index: (tiles[1].flat[index], -index))
+    retained = np.zeros(keep.size, dtype=bool)
+    retained[order[count:]] = True
+    grown = []
+    for tile, gains in zip(retained.reshape(-1, 4, 4), tiles[2], strict=True):
+        masks = [mask for mask in list_masks(4, 2) if mask[tile].all()]
+        grown.append(masks[int(np.argmax([gains[mask & ~tile].sum() for mask in masks]))])
+    blocks = np.array(grown).reshape(shape[0] // 4, shape[1], shape[2] // 4, 4, 4)
+    return blocks.transpose(0, 3, 1, 2, 4).reshape(shape)
 
 
 def random_integers(seed: int, shape: tuple[int, ...] = SHAPE, ties: int = 5) -> Any:
@@ -81,7 +97,10 @@ def test_an_update_is_that_of_the_oracle(spec: str, outputs_last: bool, seed: in
     weight, gradient = random_integers(seed), random_integers(seed + 100)
     before, after = update_once(pattern, weight, gradient, step=30)
     share = 0.8 / 2 * (1 + np.cos(np.pi * 30 / 100))
-    if ":" in spec:
+    if spec.endswith("transposable"):
+        count = round(share * int(before.sum()))
+        expected = exchange_in_tiles(before, weight, gradient, count)
+    elif ":" in spec:
         keep, group = map(int, spec.split(":"))
         count = round(share * int(before.sum()))
         expected = exchange_in_groups(before.ravel(), weight.ravel(), gradient.ravel(), count, keep, group).reshape(

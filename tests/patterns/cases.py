@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from patterns import oracle
 from secateur.frameworks import WeightView
 from secateur.patterns import BasePattern, get_pattern
 
@@ -22,6 +23,7 @@ SPECS = (
     "2:4",
     "1:4",
     "4:8",
+    "2:4-transposable",
 )
 """At least one specification of every registered pattern; a test holds that."""
 
@@ -61,7 +63,7 @@ def share_of(spec: str) -> Fraction:
     """The share of weights that go when all units are pruned."""
     if ":" not in spec:
         return Fraction(1)
-    keep, group = (int(number) for number in spec.split(":"))
+    keep, group = oracle.parse_counts(spec)
     return Fraction(group - keep, group)
 
 

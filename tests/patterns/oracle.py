@@ -15,10 +15,17 @@ Bools = npt.NDArray[np.bool_]
 Labels = npt.NDArray[np.int64]
 
 
+def parse_counts(spec: str) -> tuple[int, int]:
+    """N and M."""
+    keep, group = spec.removesuffix("-transposable").split(":")
+    return int(keep), int(group)
+
+
 def labels(spec: str, shape: tuple[int, int, int], groups: int = 1) -> Labels:
     """The unit of each weight, numbered in order of first appearance along rows, positions, columns of blocks."""
     if ":" in spec:
-        rows, columns, whole = 1, int(spec.split(":")[1]), False
+        columns, whole = parse_counts(spec)[1], False
+        rows = columns if spec.endswith("transposable") else 1
     else:
         left, right = spec.split("x")
         whole = "channel" in (left, right)

@@ -17,6 +17,7 @@ from secateur.patterns.heads import HeadsPattern
 from secateur.patterns.nm import NMPattern
 from secateur.patterns.slices import SliceTiling
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling, Units
+from secateur.patterns.transposable import TransposableNMPattern
 
 __getattr__ = serve_old_names(
     __name__,
@@ -42,6 +43,7 @@ __all__ = [
     "PytorchBasePattern",
     "SliceTiling",
     "Tiling",
+    "TransposableNMPattern",
     "Units",
     "WeightView",
     "get_pattern",

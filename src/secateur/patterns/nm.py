@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import combinations
-from typing import Any
+from typing import Any, ClassVar
 
 from secateur._array import Array, concat_chunks, count_true, mask_values, namespace
 from secateur.errors import ConfigError, LayerError
@@ -92,20 +92,34 @@ class NMPattern(BasePattern):
         tensor([[ True,  True, False, False]])
     """
 
+    suffix: ClassVar[str] = ""
+    """The end of every specification of the class, after ``N:M``."""
+
     @classmethod
     def serves(cls, specification: str) -> bool:
-        """Whether the specification has the form ``N:M``."""
-        return SPECIFICATION.fullmatch(specification) is not None
+        """Whether the specification has the form ``N:M``, with the suffix of the class."""
+        counts = specification.removesuffix(cls.suffix)
+        return SPECIFICATION.fullmatch(counts) is not None and specification == counts + cls.suffix
 
     @property
     def keep(self) -> int:
-        """Number of weights that are kept in each group."""
+        """N: number of weights that are kept of every `group` consecutive input channels."""
         return self._parse_specification()[0]
 
     @property
     def group(self) -> int:
-        """Number of weights in each group."""
+        """M: number of consecutive input channels of which `keep` are kept."""
         return self._parse_specification()[1]
+
+    @property
+    def group_size(self) -> int:
+        """Number of weights that are selected together: M for N:M."""
+        return self.group
+
+    @property
+    def kept_size(self) -> int:
+        """Number of weights that are kept of each `group_size`."""
+        return self.keep
 
     @property
     def unit_share(self) -> Fraction:
@@ -119,9 +133,9 @@ class NMPattern(BasePattern):
 
     def count_budget_units(self, units: int) -> int:
         """Return the number of groups."""
-        return units // self.group
+        return units // self.group_size
 
-    def tile(self, view: WeightView) -> NMTiling:
+    def tile(self, view: WeightView) -> Tiling:
         """Tile into groups along the input channels; see `BasePattern.tile`."""
         inputs = view.canonical_shape[2]
         if inputs % self.group:
@@ -130,17 +144,18 @@ class NMPattern(BasePattern):
 
     def rank_units(self, layer: Scores) -> Scores:
         """Return one score per group: the reduced scores of the weights that would be pruned."""
-        alive = None if layer.alive is None else self._count_survivors(layer.alive, layer.stride) > self.keep
-        return replace(layer, chunks=lambda: self._iterate_losses(layer), count=layer.count // self.group, alive=alive)
+        alive = None if layer.alive is None else self._count_survivors(layer.alive, layer.stride) > self.kept_size
+        count = self.count_budget_units(layer.count)
+        return replace(layer, chunks=lambda: self._iterate_losses(layer), count=count, alive=alive)
 
     def cut_all(self, layer: Scores) -> Cut:
         """Return the cut that prunes all groups. It needs no ranking, because each group is pruned independently."""
-        groups = layer.count // self.group
+        groups = self.count_budget_units(layer.count)
         return Cut(threshold=None, pruned=groups, below=groups, tied=0)
 
     def keep_units(self, layer: Scores, cut: Cut) -> Array:
         """Keep the best N of each pruned group, and every weight of the others."""
-        prunes_all = cut.pruned == layer.count // self.group
+        prunes_all = cut.pruned == self.count_budget_units(layer.count)
         return self._keep_best_of_groups(layer, None if prunes_all else keep_above(self.rank_units(layer), cut))
 
     def grow_units(self, growth: Scores, count: int) -> Array:  # noqa: ARG002
@@ -164,8 +179,8 @@ class NMPattern(BasePattern):
         alive = {}
         for name, kept in super().find_nonzero_units(nonzero).items():
             xp = namespace(kept)
-            groups = kept.reshape((-1, self.group, self.units[name].stride))
-            step = max(1, CHUNK // (self.group * self.units[name].stride))
+            groups = kept.reshape((-1, self.group_size, self.units[name].stride))
+            step = max(1, CHUNK // (self.group_size * self.units[name].stride))
             parts = [self._find_alive(xp, groups[start : start + step, ...]) for start in range(0, len(groups), step)]
             alive[name] = concat_chunks(parts or [kept])
         return alive
@@ -176,7 +191,7 @@ class NMPattern(BasePattern):
 
     def count_pruned_units(self, sparsity: float) -> int:
         """Return how many weights are pruned at a sparsity, over all layers."""
-        return super().count_pruned_units(sparsity) * (self.group - self.keep)
+        return super().count_pruned_units(sparsity) * (self.group_size - self.kept_size)
 
     def violations(
         self, masks: Mapping[str, Any], sparsity: float | None = None, *, counts: Mapping[str, int] | None = None
@@ -186,18 +201,26 @@ class NMPattern(BasePattern):
         wrong: dict[str, str] = {}
         for name, kept in self.find_kept_units(masks).items():
             may_be_dense = self.is_frozen(name) or not prunes_all
-            survivors = self._count_survivors(kept, self.units[name].stride)
-            broken = (survivors > self.keep) & (survivors < self.group) if may_be_dense else survivors > self.keep
+            broken = self._find_broken(kept, self.units[name].stride)
+            if may_be_dense:
+                broken = broken & (self._count_survivors(kept, self.units[name].stride) < self.group_size)
             if count := count_true(broken):
-                reason = f"{count} of {broken.shape[0]} groups of {self.group} weights keep more than {self.keep}"
+                reason = f"{count} of {broken.shape[0]} {self._describe_excess()}"
                 wrong |= dict.fromkeys(self.units[name].parts, reason + (" but not all" if may_be_dense else ""))
         return wrong
+
+    def _find_broken(self, kept: Array, stride: int) -> Array:
+        """Return one boolean per group: whether it keeps more than the pattern."""
+        return self._count_survivors(kept, stride) > self.keep
+
+    def _describe_excess(self) -> str:
+        return f"groups of {self.group} weights keep more than {self.keep}"
 
     def _keep_best_of_groups(self, layer: Scores, dense_groups: Array | None = None) -> Array:
         layer.refuse_nan()
         parts, start = [], 0
         for scores, alive in layer.read():
-            stop = start + scores.shape[0] // self.group
+            stop = start + scores.shape[0] // self.group_size
             best = self._select_best(scores, alive, layer.stride)
             if dense_groups is not None:
                 dense = dense_groups[start:stop].reshape((-1, layer.stride))
@@ -223,13 +246,13 @@ class NMPattern(BasePattern):
     def _count_survivors(self, alive: Array, stride: int) -> Array:
         """Count the weights of each group that are kept."""
         xp = namespace(alive)
-        flags = xp.astype(alive.reshape((-1, self.group, stride)), xp.uint8)
+        flags = xp.astype(alive.reshape((-1, self.group_size, stride)), xp.uint8)
         return xp.sum(flags, axis=1, dtype=xp.int32).reshape((-1,))
 
     def _split_positions(self, values: Array, stride: int) -> list[Array]:
         """Return, for each position in a group, the values over all groups; `stride`: see `Tiling`."""
-        groups = values.reshape((-1, self.group, stride))
-        positions = [groups[:, position, :] for position in range(self.group)]
+        groups = values.reshape((-1, self.group_size, stride))
+        positions = [groups[:, position, :] for position in range(self.group_size)]
         # Computing with strided values is slow.
         return positions if stride > 1 else [namespace(values).asarray(strided, copy=True) for strided in positions]
 
@@ -259,12 +282,14 @@ class NMPattern(BasePattern):
 
     def _parse_specification(self) -> tuple[int, int]:
         if not self.serves(self.pattern):
-            raise ConfigError(f"pattern {self.pattern!r} is a pattern type, not a specification. Use 2:4, for example.")
-        keep, group = (int(number) for number in self.pattern.split(":"))
+            raise ConfigError(
+                f"pattern {self.pattern!r} is a pattern type, not a specification. Use 2:4{self.suffix}, for example."
+            )
+        keep, group = (int(number) for number in self.pattern.removesuffix(self.suffix).split(":"))
         if keep >= group:
             raise ConfigError(
                 f"pattern {self.pattern!r}: N must be less than M, because N of every M weights are kept. "
-                f"Use 2:4, for example."
+                f"Use 2:4{self.suffix}, for example."
             )
         return keep, group
 

@@ -12,6 +12,7 @@ from secateur.patterns.nm import NMTiling
 from secateur.patterns.peers import Peers, RowPeers
 from secateur.patterns.shared import can_share, share_tiling
 from secateur.patterns.tiling import BlockTiling, Units
+from secateur.patterns.transposable import TileTiling
 
 __all__ = ["LayerPeers", "are_shared", "count_rows", "take_part", "take_view"]
 
@@ -40,10 +41,10 @@ def count_rows(pattern: BasePattern, layer: str) -> int | None:
     Examples:
         >>> from secateur.patterns import get_pattern
         >>> view = WeightView(shape=(8, 4), output_axes=(0,), input_axes=(1,))
-        >>> configs = [{"pattern": name} for name in ("4x1", "2:4", "channelx1")]
-        >>> patterns = [get_pattern(config, {"fc": view}, "array") for config in configs]
+        >>> names = ("4x1", "1:2", "1:2-transposable", "channelx1")
+        >>> patterns = [get_pattern(name, {"fc": view}, "array") for name in names]
         >>> [count_rows(pattern, "fc") for pattern in patterns]
-        [4, 1, None]
+        [4, 1, 2, None]
     """
     kind, view = type(pattern), pattern.views[layer]
     if kind.select is not BasePattern.select or kind.cut_globally is not BasePattern.cut_globally:
@@ -52,6 +53,8 @@ def count_rows(pattern: BasePattern, layer: str) -> int | None:
     if entries.keys() != {layer} or len(entries[layer]) != 1 or view.output_axes != (0,):
         return None
     tiling = entries[layer][layer]
+    if isinstance(tiling, TileTiling):
+        return tiling.size
     if isinstance(tiling, NMTiling):
         return None if tiling.is_outputs_last else 1
     if type(tiling) is not BlockTiling or tiling.is_outputs_last or tiling.grid[0] == 1:

@@ -17,6 +17,7 @@ from secateur.frameworks.view import WeightView
 from secateur.patterns.base import BasePattern, get_pattern_class
 from secateur.patterns.nm import SPECIFICATION
 from secateur.patterns.tiling import BlockTiling, OutputsLastTiling, Tiling
+from secateur.patterns.transposable import TransposableNMPattern
 
 __all__ = [
     "BlockMatch",
@@ -222,9 +223,8 @@ def _match_blocks(mask: NonzeroMask, specification: str) -> Iterator[BlockMatch]
 
 def _parse_group_size(specification: str | None) -> list[int]:
     """Return a list with the M of an N:M pattern, empty for other patterns."""
-    if specification is None or not SPECIFICATION.fullmatch(specification):
-        return []
-    return [int(specification.partition(":")[2])]
+    counts = (specification or "").removesuffix(TransposableNMPattern.suffix)
+    return [int(counts.partition(":")[2])] if SPECIFICATION.fullmatch(counts) else []
 
 
 def _tile(specification: str, view: WeightView) -> Tiling | None:

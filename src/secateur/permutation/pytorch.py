@@ -21,6 +21,7 @@ from secateur.oneshot.pytorch.calibration.batches import calibration_mode, read_
 from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
 from secateur.patterns.channel_permutation import compute_kept_score, search_permutation
 from secateur.patterns.nm import NMPattern
+from secateur.patterns.transposable import TransposableNMPattern
 from secateur.permutation.report import PermutationReport, PermutedGroup
 from secateur.planning.pytorch import plan
 from secateur.slimming.pytorch.checks import refuse_model
@@ -85,7 +86,7 @@ def _find_readers(model: nn.Module, config: ConfigLike) -> list[_Reader]:
     """Return the layers that will be pruned in groups of N:M, except for grouped convolutions."""
     readers = []
     for pattern in plan(model, make_config(config), prune_frozen=True).patterns:
-        if isinstance(pattern, NMPattern):
+        if isinstance(pattern, NMPattern) and not isinstance(pattern, TransposableNMPattern):
             for name, view in pattern.views.items():
                 module = pattern.modules[name]
                 if isinstance(module, nn.Module) and view.groups == 1:
