@@ -439,3 +439,20 @@ def test_a_solver_can_be_an_object() -> None:
         prune(model, batches(), solver=solver)
         results.append(bits(model))
     assert results[0] == results[1]
+
+
+def test_batches_run_up_to_the_last_layer_while_statistics_are_collected() -> None:
+    """All but the first run of a dense block stop before its last layer, whose outputs would only be discarded."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)) for _ in range(3)))
+    calls = dict.fromkeys(range(3), 0)
+
+    def count(index: int) -> None:
+        calls[index] += 1
+
+    hooks = [block[2].register_forward_hook(lambda *_, index=index: count(index)) for index, block in enumerate(model)]
+    prune(model, batches(count=4))
+    for hook in hooks:
+        hook.remove()
+    # Once while statistics are collected, and once with the pruned weights for each of the 4 batches, which the last
+    # block does not need.
+    assert (calls[1], calls[2]) == (5, 1)

@@ -109,3 +109,29 @@ def test_attention_can_be_called_with_keywords(arguments: tuple[str, ...]) -> No
     assert statistics.group_layers() == [("attention",)]
     rows = inputs.reshape(6, 8)
     torch.testing.assert_close(statistics.pop_gram("attention"), (rows.T @ rows)[None])
+
+
+@pytest.mark.parametrize("features", [1, 191, 200, 500, 1700])
+def test_gram_matrices_of_any_size_are_whole_and_symmetric(features: int) -> None:
+    torch.manual_seed(0)
+    layer, batches = nn.Linear(features, 1), [torch.randn(3, features) for _ in range(2)]
+    statistics = InputStatistics({"fc": layer}, with_gram=True)
+    with statistics.record_inputs(), torch.no_grad():
+        for batch in batches:
+            statistics.start_batch(None)
+            layer(batch)
+    gram = statistics.pop_gram("fc")
+    assert gram is not None
+    assert torch.equal(gram, gram.mT)
+    torch.testing.assert_close(gram, compute_gram(torch.cat(batches)))
+
+
+def test_gram_matrices_of_several_groups() -> None:
+    torch.manual_seed(0)
+    layer, images = nn.Conv2d(400, 2, 1, groups=2), torch.randn(1, 400, 2, 2)
+    statistics = InputStatistics({"conv": layer}, with_gram=True)
+    with statistics.record_inputs(), torch.no_grad():
+        statistics.start_batch(None)
+        layer(images)
+    expected = [compute_gram(half.flatten(2)[0].T)[0] for half in images.split(200, dim=1)]
+    torch.testing.assert_close(statistics.pop_gram("conv"), torch.stack(expected))

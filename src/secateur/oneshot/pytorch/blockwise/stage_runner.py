@@ -11,6 +11,7 @@ from torch import nn
 from secateur.distributed.pytorch.team import Team
 from secateur.frameworks.pytorch import StackedWeight
 from secateur.oneshot.pytorch.blockwise.activations import Activations
+from secateur.oneshot.pytorch.blockwise.shortcut import Shortcut
 from secateur.oneshot.pytorch.blockwise.stage_loop import StageLoop
 from secateur.oneshot.pytorch.blockwise.stages import Stage
 from secateur.oneshot.pytorch.calibration.expert_statistics import ExpertStatistics
@@ -81,16 +82,18 @@ def collect_statistics(
         stage: The stage.
         team: The ranks that share the calibration data; each receives the statistics of all batches.
         with_gram: Whether Gram matrices are needed; otherwise, norms are enough.
-        outputs: Where to store the outputs of the stage, if it has any; ``None``: do not store them.
+        outputs: Where to store the outputs of the stage, if it has any; ``None``: they are not needed, and each batch
+            only runs up to the last of the layers.
     """
     layers = {target.name: target.module for target in stage.targets if isinstance(target.module, nn.Module)}
     stacked = {target.name: target.module for target in stage.targets if isinstance(target.module, StackedWeight)}
     statistics, experts = InputStatistics(layers, with_gram=with_gram), ExpertStatistics(stacked, with_gram=with_gram)
-    with statistics.record_inputs(), experts.record_inputs():
+    shortcut = Shortcut(layers.values() if outputs is None and not stacked else ())
+    with statistics.record_inputs(), experts.record_inputs(), shortcut.watch_calls():
         for batch in stage.batches:
             statistics.start_batch(batch.keep)
             experts.start_batch(batch.keep)
-            output = stage.forward(batch.number)
+            output = shortcut.run(stage, batch)
             if outputs is not None and output is not None:
                 outputs[batch.number] = output
     statistics.add_other_ranks(team)

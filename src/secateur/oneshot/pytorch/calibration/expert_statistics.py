@@ -18,6 +18,7 @@ from secateur._wording import format_list
 from secateur.distributed.pytorch.team import Team
 from secateur.frameworks.pytorch import StackedWeight, get_parameter, get_view
 from secateur.oneshot.pytorch.calibration.batches import iterate_tensors
+from secateur.oneshot.pytorch.calibration.gram_sums import add_gram, mirror_gram
 from secateur.oneshot.pytorch.calibration.input_statistics import widen
 
 __all__ = ["ExpertStatistics"]
@@ -126,7 +127,7 @@ class ExpertStatistics(TorchFunctionMode):
 
     def get_sums(self, layer: str) -> torch.Tensor:
         """Return the Gram matrices (E, F, F), or their diagonals (E, F); zero for unused experts."""
-        return self._sums[layer].float()
+        return mirror_gram(self._sums[layer]) if self.with_gram else self._sums[layer].float()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -186,7 +187,10 @@ class ExpertStatistics(TorchFunctionMode):
         if layer not in self._sums:
             shape = (self._views[layer].groups, *[rows_NF.shape[1]] * (2 if self.with_gram else 1))
             self._sums[layer] = widen(rows_NF.new_zeros(shape))
-        self._sums[layer][expert] += rows_NF.T @ rows_NF if self.with_gram else rows_NF.square().sum(dim=0)
+        if self.with_gram:
+            add_gram(self._sums[layer][expert : expert + 1], rows_NF[None])
+        else:
+            self._sums[layer][expert] += rows_NF.square().sum(dim=0)
 
 
 def _is_plain(result: Any) -> bool:

@@ -21,6 +21,7 @@ from secateur._wording import format_list
 from secateur.distributed.pytorch.team import Team
 from secateur.errors import CalibrationError
 from secateur.oneshot.pytorch.calibration.batches import get_version
+from secateur.oneshot.pytorch.calibration.gram_sums import add_gram, mirror_gram
 from secateur.oneshot.pytorch.calibration.input_features import iterate_features
 
 __all__ = ["AttentionCalls", "InputStatistics", "widen"]
@@ -187,7 +188,7 @@ class InputStatistics:
 
     def pop_gram(self, layer: str) -> torch.Tensor | None:
         """Return and discard the Gram matrix; ``None`` if it was not accumulated."""
-        return self._sums.pop(self._leaders[layer]).float() if self.with_gram else None
+        return mirror_gram(self._sums.pop(self._leaders[layer])) if self.with_gram else None
 
     def _hook(self, name: str) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -220,10 +221,15 @@ class InputStatistics:
 
     def _add(self, name: str, rows_NGF: torch.Tensor) -> None:
         self._rows[name] += len(rows_NGF)
-        rows_GNF = rows_NGF.transpose(0, 1)
-        sums = rows_GNF.transpose(1, 2) @ rows_GNF if self.with_gram else rows_NGF.square().sum(dim=0)
-        for store, value in ((self._totals, rows_NGF.sum(dim=0)), (self._sums, sums)):
-            store[name] = store[name].add_(value) if name in store else widen(value)
+        if name not in self._totals:
+            groups, features = rows_NGF.shape[1:]
+            self._totals[name] = widen(rows_NGF.new_zeros(groups, features))
+            self._sums[name] = widen(rows_NGF.new_zeros(groups, features, *[features] * self.with_gram))
+        self._totals[name] += rows_NGF.sum(dim=0)
+        if self.with_gram:
+            add_gram(self._sums[name], rows_NGF.transpose(0, 1))
+        else:
+            self._sums[name] += rows_NGF.square().sum(dim=0)
 
 
 def widen(total: torch.Tensor) -> torch.Tensor:
