@@ -36,6 +36,8 @@ INTERFACE = "the signature of what it takes the place of"
 
 PRUNE = "one call says what, with which data, how (solver, refine, allocation) and where"
 
+SEARCH = "one call says what is searched, with which data and costs, how (sampler, seed, stop) and where it is stored"
+
 DISTILLATION = "compat/neural_compressor/_distillation_config.py"
 WANDA = "compat/neural_compressor/compression/pruner/wanda/prune.py::prune_wanda"
 ANNEALING = "compat/neural_compressor/compression/hpo/sa_optimizer.py::SimulatedAnnealingOptimizer.__init__"
@@ -48,6 +50,7 @@ EXCEPTIONS: dict[str, str] = {
     "slimming/keras/__init__.py::slim: parameters": SLIM,
     "slimming/pytorch/zero_units.py::remove_units: parameters": SLIM,
     "analysis/__init__.py::sensitivity: parameters": SCAN,
+    "searching/__init__.py::search: parameters": SEARCH,
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
     "cli/commands/sensitivity.py::sensitivity: parameters": OPTIONS,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from secateur import results as results
     from secateur import runtime as runtime
     from secateur import schedules as schedules
+    from secateur import searching as searching
     from secateur import slimming as slimming
     from secateur import solvers as solvers
     from secateur import training as training
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from secateur.patterns import register_pattern
     from secateur.planning import plan
     from secateur.schedules import register_schedule
+    from secateur.searching import search
     from secateur.slimming import slim
     from secateur.training import prepare
 
@@ -56,6 +58,7 @@ __all__ = [
     "register_pattern",
     "register_schedule",
     "save",
+    "search",
     "sensitivity",
     "slim",
     "verify",
@@ -74,6 +77,7 @@ MODULE_BY_NAME = {
     "register_pattern": "patterns",
     "register_schedule": "schedules",
     "save": "artifact",
+    "search": "searching",
     "sensitivity": "analysis",
     "slim": "slimming",
     "verify": "artifact",

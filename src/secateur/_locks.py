@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from secateur.errors import ArtifactError
@@ -16,7 +16,7 @@ from secateur.errors import ArtifactError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["lock_folder", "try_lock_folder"]
+__all__ = ["lock_folder", "try_lock_file", "try_lock_folder"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,13 +59,25 @@ def try_lock_folder(folder: Path) -> Iterator[bool | None]:
 
 
 @contextmanager
-def _open_folder(folder: Path) -> Iterator[int | None]:
-    """Yield a file descriptor of the folder, or ``None`` if folders cannot be locked."""
+def try_lock_file(file: Path) -> Iterator[bool | None]:
+    """Try to lock a file without waiting; yield whether it is locked, or ``None`` if locks are not supported."""
+    with _open(file, os.O_RDONLY) as descriptor:
+        yield None if descriptor is None else _try_lock(descriptor, is_shared=False)
+
+
+def _open_folder(folder: Path) -> AbstractContextManager[int | None]:
+    """Return a context with a file descriptor of the folder, or ``None`` if folders cannot be locked."""
+    return _open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+
+
+@contextmanager
+def _open(path: Path, flags: int) -> Iterator[int | None]:
+    """Yield a file descriptor, or ``None`` if the path cannot be opened or locked."""
     descriptor = None
     try:
         if sys.platform != "win32":
             with suppress(OSError):
-                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                descriptor = os.open(path, flags)
         yield descriptor
     finally:
         if descriptor is not None:

@@ -24,6 +24,7 @@ from secateur.report.sections import (
     make_measure_table,
     make_roofline,
     make_run_description,
+    make_search_front,
     make_sensitivity_chart,
     make_thumbnail,
     make_unit_groups,
@@ -56,6 +57,7 @@ ESCAPE_LENGTH = 10
 
 SECTIONS = (
     Section("verdict", "Verdict", make_verdict),
+    Section("search_front", "Quality against cost", make_search_front),
     Section("run_description", "What was done", make_run_description),
     Section("measure_table", "Before and after", make_measure_table),
     Section("history", "Sparsity over steps", make_history),

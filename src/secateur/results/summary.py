@@ -14,6 +14,7 @@ from secateur.config import PruningConfig
 from secateur.errors import MissingPackageError
 from secateur.results.layer_record import LayerRecord, join_layers
 from secateur.results.records import Record
+from secateur.results.search_summary import SearchSummary
 from secateur.results.sensitivity_map import SensitivityMap
 
 __all__ = ["FORMAT_VERSION", "Measure", "Summarizable", "Summary", "UnitGroupRecord", "describe_config"]
@@ -88,6 +89,7 @@ class Summary(Record):
         warnings: Why measures may be misleading.
         notes: What else is worth knowing.
         interruption: Why the run is not complete; ``None``: it is.
+        search: The trials of a search.
         format_version: Version of `to_dict`.
     """
 
@@ -105,6 +107,7 @@ class Summary(Record):
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     interruption: str | None = None
+    search: SearchSummary | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -136,6 +139,7 @@ class Summary(Record):
             warnings=_join_texts(part.warnings for part in parts),
             notes=_join_texts(part.notes for part in parts),
             interruption=next((part.interruption for part in parts if part.interruption is not None), None),
+            search=next((part.search for part in parts if part.search is not None), None),
         )
 
 

@@ -64,6 +64,8 @@ def report(
     if as_json:
         typer.echo(json.dumps(summary.to_dict(), indent=2))
     else:
-        show_text(make_verdict(summary)["line"])
+        verdict = make_verdict(summary)
+        assert verdict is not None  # only searches have none
+        show_text(verdict["line"])
     if target is not None:
         say(f"Written to {target}.")

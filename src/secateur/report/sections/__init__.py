@@ -12,6 +12,7 @@ from secateur.report.sections.mask_gallery import Thumbnail, make_mask_gallery, 
 from secateur.report.sections.measure_table import make_measure_table
 from secateur.report.sections.roofline import make_roofline
 from secateur.report.sections.run_description import make_run_description
+from secateur.report.sections.search_front import make_search_front
 from secateur.report.sections.sensitivity_chart import make_sensitivity_chart
 from secateur.report.sections.unit_groups import make_unit_groups
 from secateur.report.sections.verdict import make_verdict
@@ -26,6 +27,7 @@ __all__ = [
     "make_measure_table",
     "make_roofline",
     "make_run_description",
+    "make_search_front",
     "make_sensitivity_chart",
     "make_thumbnail",
     "make_unit_groups",

@@ -15,13 +15,15 @@ UNKNOWN = "not measured"
 QUANTITIES = ("size", "speed", "quality")
 
 
-def make_verdict(summary: Summary) -> dict[str, Any]:
-    """Return the verdict on each quantity, and all of them as one line.
+def make_verdict(summary: Summary) -> dict[str, Any] | None:
+    """Return the verdict on each quantity, and all of them as one line; ``None`` for a search, which has a front.
 
     Examples:
         >>> make_verdict(Summary(title="fc"))["line"]
         'Size: not measured. Speed: not measured. Quality: not measured.'
     """
+    if summary.search is not None and not summary.measures:
+        return None
     cards = [_describe(quantity, summary.measures) for quantity in QUANTITIES]
     sentences = [f"{card['name']}: {card['headline']}{_parenthesize(card['detail'])}." for card in cards]
     return {"line": " ".join(sentences), "cards": cards, "warnings": summary.warnings}

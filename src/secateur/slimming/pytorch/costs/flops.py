@@ -17,7 +17,7 @@ from secateur.slimming.pytorch.costs.slim_copy import make_slim_copy
 from secateur.slimming.pytorch.costs.weight_shapes import TensorShape, read_shapes
 from secateur.slimming.pytorch.example_run import ExampleRun
 
-__all__ = ["FlopCost", "count_flops"]
+__all__ = ["FlopCost", "count_flops", "count_nonzero_flops"]
 
 
 def _count_attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
@@ -45,6 +45,33 @@ def count_flops(model: nn.Module, example_inputs: Any) -> int:
         192
     """
     return _count_by_module(model, example_inputs)[""]
+
+
+def count_nonzero_flops(model: nn.Module, example_inputs: Any) -> float:
+    """Count the operations of one call like `count_flops`, without those of weights that are zero.
+
+    Args:
+        model: The model.
+        example_inputs: Typical inputs of the model.
+
+    Raises:
+        CalibrationError: The model fails with the example inputs.
+
+    Examples:
+        >>> layer = nn.Linear(4, 8)
+        >>> with torch.no_grad():
+        ...     layer.weight[:, 1:] = 0
+        >>> count_nonzero_flops(layer, torch.ones(3, 4))
+        48.0
+    """
+    own = _exclude_children(_count_by_module(model, example_inputs))
+    total = 0.0
+    for name, flops in own.items():
+        weights = [weight for weight in model.get_submodule(name)._parameters.values() if _is_matrix(weight)]
+        numbers = sum(weight.numel() for weight in weights if weight is not None)
+        nonzero = sum(int(torch.count_nonzero(weight)) for weight in weights if weight is not None)
+        total += flops * nonzero / numbers if numbers else flops
+    return total
 
 
 class _ModuleFlops(NamedTuple):
@@ -130,7 +157,7 @@ def _freeze(model: nn.Module) -> Iterator[None]:
 
 def _describe_modules(model: nn.Module, graph: Graph, counts: Mapping[str, int]) -> Iterator[_ModuleFlops]:
     shapes = read_shapes(model, graph)
-    own = {name: total - sum(counts[child] for child in _list_children(name, counts)) for name, total in counts.items()}
+    own = _exclude_children(counts)
     weights = {
         name: [shapes[id(weight)] for weight in model.get_submodule(name)._parameters.values() if _is_matrix(weight)]
         for name in counts
@@ -143,6 +170,13 @@ def _describe_modules(model: nn.Module, graph: Graph, counts: Mapping[str, int])
 
 def _is_matrix(weight: torch.Tensor | None) -> bool:
     return weight is not None and weight.dim() > 1
+
+
+def _exclude_children(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return module name → its operations, excluding those of the modules inside it."""
+    return {
+        name: total - sum(counts[child] for child in _list_children(name, counts)) for name, total in counts.items()
+    }
 
 
 def _list_children(name: str, names: Collection[str]) -> list[str]:
