@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import re
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -25,13 +26,16 @@ from analysis.nets import (
 )
 from oneshot.problems import ProgressRecorder
 from secateur.errors import CalibrationError, ConfigError, ScoreError, SecateurError, UnsupportedModelError
+from secateur.masking.pytorch import ParameterWeight
 from secateur.oneshot import Calibration, Execution
 
 PATTERNS = ["1x1", "4x1", "2:4"]
 
 
 def measure_tokens(model: nn.Module) -> float:
-    """Return the mean loss of a tiny language model."""
+    """Return the mean loss of a tiny language model, which must be in evaluation mode, without gradients."""
+    assert not model.training
+    assert not torch.is_grad_enabled()
     losses = [model(**batch, labels=batch["input_ids"]).loss for batch in make_tokens()]
     return float(torch.stack(losses).mean())
 
@@ -99,6 +103,8 @@ def test_errors_of_stacked_experts_are_those_of_pruning_them_alone(family: str) 
 @pytest.mark.parametrize("offload", ["memory", "disk"])
 def test_errors_of_blocks_are_those_of_their_outputs_without_padding(offload: Any) -> None:
     model, batches = tiny_transformers.family("llama"), make_tokens()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = 1.0  # that of padding, which is zero otherwise
     with Unchanged(model):
         report = secateur.sensitivity(
             model, batches, sparsities=0.5, metric="block", execution=Execution(offload=offload)
@@ -214,6 +220,42 @@ def test_weights_are_restored_after_an_error_in_the_metric(
     assert len(calls) > 2
 
 
+@pytest.mark.parametrize("calibration", [None, make_batches(16, 8)], ids=["weights", "data"])
+def test_an_interrupt_stops_a_metric_but_not_the_restoring_of_weights(
+    calibration: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, read, calls, pending = make_stack(), ParameterWeight.stored.fget, [], []
+    assert read is not None
+
+    def interrupt_once(weight: ParameterWeight) -> torch.Tensor:
+        if pending:
+            pending.clear()
+            signal.raise_signal(signal.SIGINT)
+        values: torch.Tensor = read(weight)
+        return values
+
+    def measure(_: nn.Module) -> float:
+        calls.append("start")
+        if len(calls) == 3:
+            pending.append(True)  # the weight is read next to restore it
+        return 1.0
+
+    monkeypatch.setattr(ParameterWeight, "stored", property(interrupt_once))
+    with Unchanged(model), pytest.raises(KeyboardInterrupt):
+        secateur.sensitivity(model, calibration, metric=measure)
+    assert calls == ["start"] * 3
+
+    def interrupt(_: nn.Module) -> float:
+        calls.append("interrupted")
+        signal.raise_signal(signal.SIGINT)
+        calls.append("never reached")
+        return 1.0
+
+    with Unchanged(model), pytest.raises(KeyboardInterrupt):
+        secateur.sensitivity(model, calibration, metric=interrupt)
+    assert calls[3:] == ["interrupted"]
+
+
 @pytest.mark.parametrize("metric", ["layer", "block"])
 def test_the_model_is_unchanged_after_an_error_in_a_callback(metric: Any) -> None:
     model = make_stack().train()
@@ -265,6 +307,31 @@ def test_layers_whose_outputs_are_zero_are_named() -> None:
         CalibrationError, match=r"no layer could be measured; for example, layer '1\.0': its outputs are"
     ):
         secateur.sensitivity(model, make_batches(16, 8), config={"op_names": ["1[.]0"]})
+
+
+class Branches(nn.Module):
+    """Three layers that read the same input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(8, 4), nn.Linear(8, 12), nn.Linear(8, 8)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(torch.cat([self.first(x), self.second(x), self.third(x)], dim=1))
+        return result
+
+
+def test_layers_that_share_inputs_with_a_zero_layer_are_measured() -> None:
+    model, batches = Branches(), make_batches(16, 8)
+    with torch.no_grad():
+        model.second.weight.zero_()
+    report = secateur.sensitivity(model, batches, solver="sparsegpt")
+    assert [layer.name for layer in report.layers] == ["first", "third"]
+    for name, point in list_points(report):
+        _, result = prune_alone(model, name, "1x1", point.sparsity, calibration=batches, solver="sparsegpt")
+        assert point.loss == pytest.approx(result.errors[name], rel=1e-5)
 
 
 def test_layers_outside_of_blocks_have_no_error_of_a_block() -> None:

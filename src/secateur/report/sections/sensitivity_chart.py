@@ -50,6 +50,9 @@ SHADES = 24
 MIN_OPACITY = 0.05
 """Opacity of the smallest loss."""
 
+GAIN_OPACITY = 0.4
+"""Opacity of improvements, which have another color."""
+
 
 @dataclass(frozen=True, slots=True)
 class ColorScale:
@@ -216,12 +219,19 @@ def _place_cells(row: CellRow, width: float, scale: ColorScale) -> list[dict[str
             "x": round(NAMES + index * width, 1),
             "title": cell.title,
             "text": "" if cell.loss is None or width < MIN_NUMBER_WIDTH else f"{cell.loss:.2g}",
-            "opacity": "1" if cell.loss is None else f"{scale.compute_opacity(abs(cell.loss)):.3f}",
-            "kind": "missing" if cell.loss is None else "gain" if cell.loss < 0 else "",
+            **_choose_color(cell.loss, scale),
         }
         for index, cell in enumerate(row.cells)
         if cell is not None
     ]
+
+
+def _choose_color(loss: float | None, scale: ColorScale) -> dict[str, str]:
+    if loss is None:
+        return {"kind": "missing", "opacity": "1"}
+    if loss < 0:
+        return {"kind": "gain", "opacity": f"{GAIN_OPACITY}"}
+    return {"kind": "", "opacity": f"{scale.compute_opacity(loss):.3f}"}
 
 
 def _make_legend(scale: ColorScale) -> dict[str, Any]:
