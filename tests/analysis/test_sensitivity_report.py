@@ -22,7 +22,7 @@ from secateur.errors import ArtifactError, ConfigError, MissingPackageError, Sto
 from secateur.frameworks import WeightView
 from secateur.oneshot import Execution
 from secateur.patterns import BasePattern, Units, get_pattern, register_pattern
-from secateur.planning.loss_curves import clip_hull
+from secateur.planning.loss_curves import clip_hull, interpolate_powers
 from secateur.results import LayerSensitivity, SensitivityPoint, SensitivityReport
 
 SCAN = secateur.sensitivity(
@@ -94,6 +94,7 @@ def break_point(**changes: Any) -> dict[str, Any]:
         (break_point(sparsity=1.5), "must have a sparsity in (0, 1], at most all units pruned and a finite loss"),
         (break_point(pruned_units=65), "must have a sparsity in (0, 1], at most all units pruned"),
         (break_point(pruned_units=-1), "must have a sparsity in (0, 1], at most all units pruned"),
+        (break_plain(layers=[LAYER.to_dict() | {"loss_factor": 0.0}]), "must have a finite loss_factor above 0"),
         (break_point(sparsity=0.75), "layer 'fc' must have each pattern and sparsity once"),
     ],
 )
@@ -173,16 +174,58 @@ def interpolate(curve: Sequence[tuple[int, float]], count: int) -> float:
 
 def test_the_sum_of_losses_is_smallest() -> None:
     counts = prune(make_stack(), 0.5, "4x1")
-    curves = {
-        layer.name: [(0, 0.0), *((point.pruned_units, point.loss) for point in layer.points if point.pattern == "4x1")]
-        for layer in SCAN.layers
-    }
+    curves = {}
+    for layer in SCAN.layers:
+        points = [(point.pruned_units, point.loss) for point in layer.points if point.pattern == "4x1"]
+        curves[layer.name] = [(count, layer.loss_factor * loss) for count, loss in interpolate_powers(points)]
+        assert [count for count, _ in curves[layer.name]] == list(range(points[-1][0] + 1))
     best = sum(interpolate(curves[name], count) for name, count in counts.items())
     for less, more in itertools.permutations(counts, 2):
         if counts[less] > 0 and counts[more] < curves[more][-1][0]:
             moved = counts | {less: counts[less] - 1, more: counts[more] + 1}
             assert best <= sum(interpolate(curves[name], count) for name, count in moved.items()) + 1e-9
     assert len(set(counts.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ([], [(0, 0.0)]),
+        ([(2, 3.0)], [(0, 0.0), (1, 1.5), (2, 3.0)]),
+        ([(1, 1.0), (2, 8.0), (4, 32.0)], [(0, 0.0), (1, 1.0), (2, 8.0), (3, 18.0), (4, 32.0)]),
+        ([(2, 4.0), (4, 4.0)], [(0, 0.0), (1, 2.0), (2, 4.0), (3, 4.0), (4, 4.0)]),  # it does not grow
+        ([(2, -1.0), (4, 4.0)], [(0, 0.0), (1, -0.5), (2, -1.0), (3, 1.5), (4, 4.0)]),
+        ([(2, 4.0), (4, 5.0)], [(0, 0.0), (1, 2.0), (2, 4.0), (3, 4.5), (4, 5.0)]),  # a power below 1
+    ],
+)
+def test_losses_are_interpolated_by_powers(curve: Any, expected: Any) -> None:
+    assert dict(interpolate_powers(curve)) == pytest.approx(dict(expected))
+
+
+def test_long_curves_have_few_points() -> None:
+    smooth = interpolate_powers([(1_000, 1.0), (100_001, 1e6)])
+    assert 64 <= len(smooth) <= 70
+    assert [count for count, _ in smooth] == sorted({count for count, _ in smooth})
+    assert (smooth[0], smooth[-1]) == ((0, 0.0), (100_001, pytest.approx(1e6)))
+
+
+def test_errors_count_in_units_of_the_mean_score() -> None:
+    model, data = make_stack(), torch.cat(make_batches(16, 8))
+    scan = secateur.sensitivity(model, make_batches(16, 8), config={"op_names": ["0[.]0"]})
+    weight = model[0][0].weight.detach()
+    energy, scores = (data @ weight.T).square().sum(), weight.abs() * data.norm(dim=0)
+    assert scan.layers[0].loss_factor == pytest.approx(float(energy / scores.mean() ** 2), rel=1e-4)
+    blocks = secateur.sensitivity(model, make_batches(16, 8), metric="block")
+    assert {layer.loss_factor for layer in blocks.layers} == {1.0}
+
+
+def test_the_factor_of_a_layer_decides_how_much_it_loses() -> None:
+    heavy = replace(SCAN.layers[0], loss_factor=1e9)
+    report = replace(SCAN, layers=(heavy, *SCAN.layers[1:]))
+    config = {"pattern": "1x1", "target_sparsity": 0.4}
+    pruned = secateur.prune(make_stack(), config, allocation=report)
+    assert pruned.sparsity == pytest.approx(0.4, abs=1e-3)
+    assert pruned.layers[0].sparsity < 0.02 < prune(make_stack(), 0.4)["0.0"] / 96
 
 
 @settings(max_examples=50)

@@ -22,7 +22,8 @@ DIGEST_LENGTH = 12
 class ReportedSensitivity(Allocation):
     """Minimize the sum of the losses that `secateur.sensitivity` has measured.
 
-    ``allocation=report`` is short for it. Losses are interpolated on the lower convex hull of the measured points.
+    ``allocation=report`` is short for it. Losses are multiplied by ``loss_factor``, which makes the errors of layers
+    comparable, and interpolated by powers of the sparsity.
 
     Attributes:
         report: The report, of this model.

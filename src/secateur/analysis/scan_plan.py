@@ -135,6 +135,7 @@ class ScanRecorder:
         self._start = time.perf_counter()
         self._points: dict[str, list[SensitivityPoint]] = {}
         self._weights: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._factors: dict[str, float] = {}
         self._reasons: dict[str, str] = {}
         self._done: set[str] = set()
 
@@ -142,6 +143,10 @@ class ScanRecorder:
         """Record a layer, before anything in it is pruned."""
         self._points[layer] = []
         self._weights[layer] = tuple(weight.shape), weight.compute_digest()
+
+    def set_factor(self, layer: str, factor: float) -> None:
+        """Record by how much to multiply the losses of a layer to compare them with those of others."""
+        self._factors[layer] = factor
 
     def add(self, pruned: LayerCase, loss: float, value: float | None = None) -> None:
         """Record a loss."""
@@ -201,7 +206,10 @@ class ScanRecorder:
 
     def _build_layer(self, name: str) -> LayerSensitivity:
         shape, digest = self._weights[name]
-        return LayerSensitivity(name=name, shape=shape, sha256=digest, points=tuple(self._points[name]))
+        factor = self._factors.get(name, 1.0)
+        return LayerSensitivity(
+            name=name, shape=shape, sha256=digest, points=tuple(self._points[name]), loss_factor=factor
+        )
 
 
 def _find_maximum(plan: Plan) -> float:

@@ -52,9 +52,10 @@ def prune(
             layer), or for channels and heads ``"ridge"`` and ``"bias"``; ``"block"`` (block by block), ``"distill"``
             (the whole model), refiner objects, or a list of them.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
-            ``"sensitivity"`` or an allocation object; ``"uniform"`` or ``"global"`` for channels and heads. ``None``
-            follows ``pruning_scope``; if that is ``None`` too, the default is ``"uniform"``: every layer is pruned to
-            the target.
+            ``"sensitivity"``, the result of `secateur.sensitivity` (also without calibration data, and for Keras
+            models) or an allocation object; ``"uniform"`` or ``"global"`` for channels and heads. ``None`` follows
+            ``pruning_scope``; if that is ``None`` too, the default is ``"uniform"``: every layer is pruned to the
+            target.
         execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, a
             callback for progress, and whether the processes of ``torch.distributed`` share the work if it is
             initialized, as they do by default.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["LossPoints", "clip_hull", "minimize_error"]
+__all__ = ["LossPoints", "clip_hull", "interpolate_powers", "minimize_error"]
+
+MAX_STEPS = 64
+"""Number of steps in which an interpolated curve goes from 0 to its last count."""
 
 LossPoints = Sequence[tuple[int, float]]
 """Numbers of pruned units in ascending order, each with the loss."""
@@ -51,6 +55,39 @@ def clip_hull(curve: LossPoints, low: int, high: int) -> list[tuple[int, float]]
     counts, losses = zip(*_find_lower_hull(curve), strict=True)
     inner = [count for count in counts if low < count < high]
     return [(count, float(np.interp(count, counts, losses))) for count in dict.fromkeys((low, *inner, high))]
+
+
+def interpolate_powers(curve: LossPoints) -> list[tuple[int, float]]:
+    """Interpolate measured losses by powers of the number of pruned units, from no loss for none.
+
+    Losses typically grow with the second or third power of the sparsity. Lines between a few points would overestimate
+    small losses, and layers would get measured sparsities only. Up to the first point, the power is that between the
+    first two. Where losses do not grow, or there is one point only, lines are used.
+
+    Args:
+        curve: Points with at least one unit pruned; none: the layer cannot lose any.
+
+    Examples:
+        >>> interpolate_powers([(2, 4.0), (4, 16.0)])
+        [(0, 0.0), (1, 1.0), (2, 4.0), (3, 9.0), (4, 16.0)]
+    """
+    smooth = [(0, 0.0)]
+    for index, (right, high) in enumerate(curve):
+        left, low = curve[index - 1] if index else (0, 0.0)
+        power = _find_power(*curve[max(0, index - 1) : max(0, index - 1) + 2])
+        step = max(1, curve[-1][0] // MAX_STEPS)
+        for count in [*range(left + step, right, step), right]:
+            line = low + (high - low) * (count - left) / (right - left)
+            smooth.append((count, line if power is None else high * (count / right) ** power))
+    return smooth
+
+
+def _find_power(start: tuple[int, float], end: tuple[int, float] | None = None) -> float | None:
+    """Return the power by which losses grow between two points, at least 1; ``None``: they do not grow like that."""
+    if end is None or not 0 < start[1] < end[1]:
+        return None
+    power = math.log(end[1] / start[1]) / math.log(end[0] / start[0])
+    return power if power >= 1 else None
 
 
 def _list_segments(curve: LossPoints) -> Iterator[tuple[float, int]]:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from secateur._wording import format_list
 from secateur.errors import ConfigError, UnsupportedModelError
 from secateur.patterns import BasePattern
-from secateur.planning.loss_curves import LossPoints, clip_hull, minimize_error
+from secateur.planning.loss_curves import LossPoints, clip_hull, interpolate_powers, minimize_error
 from secateur.results import LayerSensitivity, SensitivityReport
 
 __all__ = ["UnitBounds", "count_by_sensitivity", "find_layer_targets", "refuse_other_model"]
@@ -79,8 +79,8 @@ def refuse_other_model(report: SensitivityReport, pattern: BasePattern, digest: 
 def count_by_sensitivity(report: SensitivityReport, pattern: BasePattern, bounds: UnitBounds) -> dict[str, int]:
     """Return layer → units to prune, `bounds.total` in all, with the smallest sum of losses.
 
-    Losses are interpolated on the lower convex hull of the measured points and of zero loss for nothing pruned. No
-    layer loses more than at its largest measured sparsity.
+    Losses are multiplied by the factor of their layer, and interpolated by `interpolate_powers`, on the lower convex
+    hull. No layer loses more than at its largest measured sparsity.
 
     Raises:
         ConfigError: The target exceeds the largest sparsity in the report.
@@ -88,7 +88,7 @@ def count_by_sensitivity(report: SensitivityReport, pattern: BasePattern, bounds
     known = {layer.name: layer for layer in report.layers}
     curves: dict[str, LossPoints] = {}
     for name in pattern.budget.units:
-        curve = [(0, 0.0), *_list_points(known[name], pattern)]
+        curve = interpolate_powers(_list_points(known[name], pattern))
         high = min(bounds.upper[name], curve[-1][0])
         if bounds.lower[name] > high:
             raise _make_reach_error(pattern, report, f"layer {name!r} must lose {bounds.lower[name]} units")
@@ -124,10 +124,10 @@ def find_layer_targets(
 
 
 def _list_points(layer: LayerSensitivity, pattern: BasePattern) -> Sequence[tuple[int, float]]:
-    """Return the measured points of a layer with units pruned, in ascending order; of equal counts, the last one."""
+    """Return pruned units and weighted loss of the measured points, in ascending order; of equal counts, the last."""
     units = pattern.budget.units[layer.name]
     points = {
-        point.pruned_units: point.loss
+        point.pruned_units: layer.loss_factor * point.loss
         for point in layer.points
         if point.pattern == pattern.pattern and point.units == units and point.pruned_units
     }

@@ -61,6 +61,9 @@ class LayerSensitivity(Row):
         shape: Shape of its weight as stored.
         sha256: Digest of the bytes of its dense weight.
         points: What it loses with each pattern that fits it, at each sparsity.
+        loss_factor: Factor of its losses when a target is distributed over layers, above 0. Relative errors of single
+            layers are not comparable; the factor turns them into errors in units of the squared mean score of the
+            layer, as ``allocation="sensitivity"`` measures them.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (Column("layer", "name"), Column(">shape", "shape", format_shape))
@@ -69,6 +72,7 @@ class LayerSensitivity(Row):
     shape: tuple[int, ...]
     sha256: str
     points: tuple[SensitivityPoint, ...]
+    loss_factor: float = 1.0
 
     def find_loss(self, case: PruningCase) -> float | None:
         """Return the loss with a pattern at a sparsity; ``None``: it was not measured."""

@@ -218,6 +218,8 @@ def _check_points(layer: LayerSensitivity) -> None:
     cases = [point.case for point in layer.points]
     if not cases or len(set(cases)) < len(cases):
         raise ConfigError(f"layer {layer.name!r} must have each pattern and sparsity once, and at least one.")
+    if not 0 < layer.loss_factor < float("inf"):
+        raise ConfigError(f"layer {layer.name!r} must have a finite loss_factor above 0, found {layer.loss_factor}.")
     for point in layer.points:
         if not (0 < point.sparsity <= 1 and 0 <= point.pruned_units <= point.units and abs(point.loss) < float("inf")):
             raise ConfigError(

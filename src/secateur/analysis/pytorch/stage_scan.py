@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from secateur.allocations.scores import compute_layer_scores, compute_mean_score
 from secateur.analysis.pytorch.kept_values import keep_values
 from secateur.analysis.scan_plan import LayerCase, ScanPlan, ScanRecorder
 from secateur.errors import CalibrationError
@@ -18,7 +19,7 @@ from secateur.oneshot.interrupts import allow_interrupts
 from secateur.oneshot.pytorch.calibration.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.layer_jobs import ExpertsJob
 from secateur.oneshot.pytorch.recipe import Recipe
-from secateur.oneshot.pytorch.targets import Target, write_solution
+from secateur.oneshot.pytorch.targets import Target, build_experts_problem, write_solution
 from secateur.solvers.problem import LayerRows, Problem, Solution
 
 __all__ = ["Measure", "StageScan"]
@@ -58,6 +59,7 @@ class StageScan:
             for name in [name for name, energy in energies.items() if energy <= 0]:
                 self._recorder.skip(name, NO_OUTPUTS)
                 del energies[name]
+            self._record_factors(problem, energies)
         by_case: dict[object, list[LayerCase]] = {}
         for name in energies:
             for pruned in self._plan.iterate_cases(name):
@@ -89,6 +91,9 @@ class StageScan:
 
     def scan_experts(self, name: str, experts: ExpertStatistics) -> None:
         """Measure the stacked experts of one layer, which are pruned together."""
+        if self._measure is None and experts.find_reason(name) is None:
+            problem = build_experts_problem(next(iter(self._targets[name].values())), experts)
+            self._record_factors(problem, _sum_by_layer(problem, problem.energy(problem.weight)))
         for pruned in self._plan.iterate_cases(name):
             target = self._targets[name][pruned.case.pattern]
             target = replace(target, selector=replace(target.selector, prune=pruned.pruned_units))
@@ -103,6 +108,12 @@ class StageScan:
                     break
             self._add(pruned, loss, value)
         self._recorder.report_progress(name)
+
+    def _record_factors(self, problem: Problem, energies: Mapping[str, float]) -> None:
+        """Record the factors that turn relative errors into errors in units of the squared mean score."""
+        for name, scores_GRF in compute_layer_scores(problem).items():
+            if energies.get(name, 0.0) > 0:
+                self._recorder.set_factor(name, energies[name] / compute_mean_score(scores_GRF) ** 2)
 
     def _create_rows(self, pruned: LayerCase) -> LayerRows:
         """Return a layer with the number of units to prune; its rows are set later."""
