@@ -36,6 +36,7 @@ FLAGS = {
         "--low-memory",
         "--out",
         "--pattern",
+        "--permute",
         "--refine",
         "--report",
         "--sequences",

@@ -147,6 +147,16 @@ def test_inputs_from_a_file() -> None:
     assert set(report["errors"]) == {"0", "2"}
 
 
+def test_channels_are_reordered_first() -> None:
+    np.savez("inputs.npz", np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32))
+    given = ("--pattern", "2:4", "--permute", "--calibration", "inputs.npz")
+    report = run_json("prune", "cli_nets:build", *given, "--out", "out")
+    (group,) = report["permutation"]["groups"]
+    assert group["layers"] == ["2"]
+    assert group["before"] < group["after"] < 1
+    assert run("verify", "out", "--pattern", "2:4").exit_code == 0
+
+
 def test_an_allocation(folder: Path) -> None:
     (folder / "pruning.yaml").write_text("pattern: 4x1\ntarget_sparsity: 0.5\n", "utf-8")
     report = run_json("prune", "cli_nets:build", "--config", "pruning.yaml", "--allocation", "uniform", "--out", "out")

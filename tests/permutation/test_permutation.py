@@ -6,15 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import secateur
 from oneshot.problems import realistic_inputs
-from secateur.errors import CalibrationError, LayerError
+from secateur.errors import CalibrationError, ConfigError, LayerError
+from secateur.oneshot.pytorch.permutation import reordering
+from secateur.patterns import channel_permutation
 from secateur.permutation import permute_channels
-from secateur.permutation import pytorch as leaf
 from tiny_models import bits
-from tiny_transformers import family
+from tiny_transformers import DECODER
+
+
+@pytest.fixture(autouse=True)
+def _few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_permutation, "SWEEPS", 20)
 
 
 def perceptron() -> nn.Sequential:
@@ -44,7 +51,7 @@ def convolutions() -> nn.Sequential:
 
 def language_model() -> nn.Module:
     torch.manual_seed(0)
-    return family("llama").eval()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**DECODER | {"head_dim": 8})).eval()
 
 
 def batches_of(model: nn.Module) -> list[Any]:
@@ -66,7 +73,14 @@ def run(model: nn.Module, batch: Any) -> torch.Tensor:
     [
         (perceptron, [("2",), ("4",)]),
         (convolutions, [("3",), ("8",)]),
-        (language_model, [(f"model.layers.{block}.mlp.down_proj",) for block in range(3)]),
+        (
+            language_model,
+            [
+                (f"model.layers.{block}.{layer}",)
+                for block in range(3)
+                for layer in ("self_attn.o_proj", "mlp.down_proj")
+            ],
+        ),
     ],
 )
 @pytest.mark.parametrize("spec", ["2:4", "1:4"])
@@ -78,7 +92,9 @@ def test_the_dense_model_computes_the_same_and_more_is_kept(build: Any, layers: 
     assert [group.layers for group in report.groups] == layers
     assert all(0 < group.before < group.after < 1 for group in report.groups[:1])
     assert all(group.before <= group.after for group in report.groups)
-    assert bits(model) != bits(plain)
+    changed = {name for name, value in bits(model).items() if value != bits(plain)[name]}
+    assert {f"{layer}.weight" for layer in layers[0]} <= changed
+    assert not any(part in name for name in changed for part in ("q_proj", "k_proj"))
     for batch in batches:
         torch.testing.assert_close(run(model, batch), run(plain, batch), rtol=1e-5, atol=1e-5)
 
@@ -180,13 +196,71 @@ def test_channels_that_a_grouped_convolution_reads_too_stay() -> None:
     assert bits(model) == before
 
 
-def test_other_patterns_and_frozen_orders_stay() -> None:
+def sum_kept_blocks(model: nn.Module, layers: tuple[str, ...], norms: dict[str, Any], block: tuple[int, int]) -> float:
+    """Return the share of the scores in the better half of the blocks of each layer, in the plainest form."""
+    kept = total = 0.0
+    for name in layers:
+        scores = (model.get_submodule(name).weight.detach() * norms[name]).square().numpy()  # type: ignore[operator]
+        rows, columns = (range(0, size, step) for size, step in zip(scores.shape, block, strict=True))
+        blocks = sorted(
+            scores[row : row + block[0], column : column + block[1]].sum() for row in rows for column in columns
+        )
+        kept += sum(blocks[len(blocks) // 2 :])
+        total += scores.sum()
+    return kept / total
+
+
+@pytest.mark.parametrize(
+    ("spec", "layers"),
+    [
+        ("4x1", [("0",), ("2",)]),  # rows of the layers that compute the channels
+        ("1x4", [("2",), ("4",)]),  # columns of those that read them
+        ("4x4", [("0", "2"), ("2", "4")]),
+        ("2x8", [("2",), ("4",)]),  # larger blocks decide
+    ],
+)
+def test_blocks_keep_more(spec: str, layers: list[tuple[str, ...]]) -> None:
+    model, plain = perceptron(), perceptron()
+    batches = batches_of(model)
+    report = permute_channels(model, {"pattern": spec, "target_sparsity": 0.5, "op_names": [".*"]}, calibration=batches)
+    assert [group.layers for group in report.groups] == layers
+    assert all(group.before < group.after < 1 for group in report.groups)
+    torch.testing.assert_close(run(model, batches[0]), run(plain, batches[0]), rtol=1e-5, atol=1e-5)
+    block = tuple(map(int, spec.split("x")))
+    last = report.groups[-1]
+    x = torch.cat(batches)
+    norms = {str(place): model[:place](x).detach().norm(dim=0) for place in (0, 2, 4)}
+    assert last.after == pytest.approx(sum_kept_blocks(model, last.layers, norms, block), rel=1e-4)  # type: ignore[arg-type]
+    first = report.groups[0]
+    norms = {str(place): plain[:place](x).detach().norm(dim=0) for place in (0, 2, 4)}
+    assert first.before == pytest.approx(sum_kept_blocks(plain, first.layers, norms, block), rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_values_of_heads_are_reordered_for_blocks() -> None:
+    model, plain = language_model(), language_model()
+    config = {"pattern": "4x1", "target_sparsity": 0.5, "op_names": [r".*layers\.0\..*"]}
+    report = permute_channels(model, config, calibration=batches_of(model))
+    prefix = "model.layers.0"
+    assert [group.layers for group in report.groups] == [
+        (f"{prefix}.self_attn.v_proj",),
+        (f"{prefix}.mlp.gate_proj", f"{prefix}.mlp.up_proj"),
+    ]
+    assert all(group.before < group.after for group in report.groups)
+    for batch in batches_of(model):
+        torch.testing.assert_close(run(model, batch), run(plain, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", ["1x1", "1xchannel", "4xchannel", "2:4-transposable"])
+def test_patterns_without_a_search_are_refused(spec: str) -> None:
     model = perceptron()
     before = bits(model)
-    assert (
-        permute_channels(model, {"pattern": "4x1", "target_sparsity": 0.5}, calibration=batches_of(model)).groups == ()
-    )
+    message = f"permute needs N:M or blocks of several channels, such as 2:4 or 4x1, found '{spec}', for which no order"
+    with pytest.raises(ConfigError, match=message):
+        permute_channels(model, {"pattern": spec, "target_sparsity": 0.5}, calibration=batches_of(model))
     assert bits(model) == before
+
+
+def test_frozen_orders_stay() -> None:
     grouped = nn.Sequential(nn.Conv2d(4, 16, 3), nn.Conv2d(16, 16, 3, groups=2), nn.Conv2d(16, 8, 1)).eval()
     before = bits(grouped)
     report = permute_channels(grouped, {"pattern": "2:4", "op_names": ["1"]}, calibration=[torch.randn(4, 4, 8, 8)])
@@ -197,13 +271,13 @@ def test_other_patterns_and_frozen_orders_stay() -> None:
 def test_a_model_whose_outputs_change_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     model = perceptron()
     before = copy.deepcopy(model.state_dict())
-    list_tensors = leaf.list_tensors
+    list_tensors = reordering.list_tensors
 
     def hide_bias(model: nn.Module) -> dict[str, torch.Tensor]:
         tensors = list_tensors(model)
         return tensors | {"0.bias": tensors["0.bias"].clone()}
 
-    monkeypatch.setattr(leaf, "list_tensors", hide_bias)
+    monkeypatch.setattr(reordering, "list_tensors", hide_bias)
     with pytest.raises(CalibrationError, match="outputs of the model changed when its channels were reordered"):
         permute_channels(model, "2:4", calibration=batches_of(model))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -222,7 +296,7 @@ def test_the_report_is_a_table() -> None:
     (group,) = report.groups
     lost = (1 - group.after) / (1 - group.before)
     assert f"{group.before:.2%}" in str(report)
-    assert report.footer == [f"Reordered 1 group of 1: N:M prunes {1 - lost:.1%} less of the scores."]
+    assert report.footer == [f"Reordered 1 of 1 group of channels: pruning removes {1 - lost:.1%} less of the scores."]
     empty = permute_channels(model, {"pattern": "2:4", "op_names": ["0"]}, calibration=batches_of(model))
     assert "No group" in str(empty)
 

@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur
 import tiny_transformers
 from graph.probing import fill, run
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur.errors import ConfigError
 from secateur.graph import Graph, trace
 from secateur.slimming.pytorch.costs import ByteCost, CostModel, FlopCost, ParameterCost
 from secateur.slimming.pytorch.costs.flops import FORMULAS, count_flops
 from secateur.slimming.pytorch.costs.slim_copy import find_fixed_groups
 from secateur.slimming.pytorch.depth.depth_plan import find_branches
-from secateur.slimming.pytorch.example_run import ExampleRun
 from zoo import TOKENS, ZOO
 
 FAMILIES = {"llama": TOKENS, "bert": TOKENS, "gpt2": TOKENS}

@@ -14,13 +14,13 @@ from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
 import secateur
 import tiny_transformers
 from artifact.forgery import forged
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur.artifact.checkpoints import open_checkpoint
 from secateur.artifact.manifest import Manifest
 from secateur.artifact.saving import save_over
 from secateur.errors import ArtifactError, LayerError
 from secateur.graph import Graph, Role, trace
 from secateur.slimming.pytorch.depth.depth_plan import find_branches
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.surgery import Surgery
 from slim.test_surgery import everything
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,13 @@ class Method:
         solver: Name of the solver.
         refine: Names of the refiners, in order.
         allocation: Name of the allocation, or a sensitivity report; by default, the scope in the configuration decides.
+        permute: Whether channels are reordered first.
     """
 
     solver: str = "magnitude"
     refine: tuple[str, ...] = ()
     allocation: str | SensitivityReport | None = None
+    permute: bool = False
 
     @property
     def reads_data(self) -> bool:
@@ -48,9 +50,11 @@ class Method:
             MissingPackageError: The method needs torch, which is not installed.
         """
         is_plain = self.allocation is None or isinstance(self.allocation, SensitivityReport)
-        if (self.solver, self.refine) == ("magnitude", ()) and is_plain:
+        if (self.solver, self.refine) == ("magnitude", ()) and is_plain and not self.permute:
             return False
         require_packages("torch", extra="torch")
+        if self.permute:
+            return True
         from secateur.oneshot.pytorch import SCOPES
         from secateur.oneshot.pytorch.recipe import Recipe
 
@@ -108,7 +112,7 @@ class PruneJob:
         if reads_data and framework == "keras":
             raise UnsupportedModelError(
                 f"Calibration data requires a torch model, and {self.model!r} is a Keras model. Leave out --solver, "
-                f"--refine, --allocation and --calibration to prune by magnitude."
+                f"--refine, --allocation, --permute and --calibration to prune by magnitude."
             )
         self.target.check_space(count_bytes(trained.model))
         options: dict[str, Any] = {}
@@ -161,7 +165,7 @@ class PruneJob:
         return report
 
     def _make_recipe(self) -> dict[str, Any]:
-        return {"solver": self.method.solver, "refine": self.method.refine, "allocation": self.method.allocation}
+        return {field.name: getattr(self.method, field.name) for field in fields(self.method)}
 
     def _load_calibration(
         self, trained: TrainedModel, steps: ProgressDisplay, folder: Path, weights: Path | None = None

@@ -55,7 +55,8 @@ def align(tracer: Tracer, operands: Sequence[Operand]) -> list[Labels]:
     """Unite the labels of operands that are combined element by element.
 
     Where labels of one operand depend on several axes, such as on heads and on the channels of each, and those of
-    another on one of these only, the outermost axis remains: units are whole heads.
+    another on one of these only, the outermost axis remains: units are whole heads. If nothing is removed, see
+    `Tracer.keeps_sizes`, the channels of each head can still be reordered, but not the heads.
 
     Args:
         tracer: The tracer.
@@ -77,6 +78,8 @@ def align(tracer: Tracer, operands: Sequence[Operand]) -> list[Labels]:
         if axes and not axes & taken:
             combined.append(labels)
             taken |= axes
+        elif tracer.keeps_sizes and axes and all(find_axes(other) != find_axes(labels) for other in combined):
+            tracer.pin(labels, CONSTANT)
     return combined
 
 
@@ -91,6 +94,8 @@ def _align_pair(tracer: Tracer, first: Operand, second: Operand) -> None:
         match = next((other for other in second.labels if find_axes(other) == axes), None)
         if match is not None:
             tracer.unite(labels, match)
+            continue
+        if tracer.keeps_sizes and _has_free_rows(labels, shared, second):
             continue
         outer = axes[0]
         labels = tracer.fix_axes(labels, axes[1:], CONSTANT)
@@ -109,6 +114,15 @@ def _align_pair(tracer: Tracer, first: Operand, second: Operand) -> None:
             else:
                 first.labels[number] = tracer.fix_axes(labels, [outer], CONSTANT)
                 second.labels[position] = tracer.fix_axes(second.labels[position], [outer], CONSTANT)
+
+
+def _has_free_rows(labels: Labels, shared: Sequence[int], second: Operand) -> bool:
+    """Whether one operand has rows of labels, such as the channels of a head, along which the other one is constant."""
+    axes = find_axes(labels)
+    if len(axes) > 1 and axes[-1] not in shared:
+        return True
+    inner = {find_axes(other)[-1] for other in second.labels if set(find_axes(other)) & set(shared)}
+    return bool(inner) and not inner & set(axes)
 
 
 def align_values(tracer: Tracer, values: Sequence[Value], rank: int) -> list[Labels]:

@@ -97,7 +97,8 @@ def _find_units(tracer: Tracer) -> Indices:
     edges = list(tracer.edges)
     while True:
         unit_of = _find_components(tracer.count, edges)
-        added = [edge for labels in tracer.rectangles if (edge := _complete_rows(labels, unit_of)) is not None]
+        rectangles = () if tracer.keeps_sizes else tracer.rectangles
+        added = [edge for labels in rectangles if (edge := _complete_rows(labels, unit_of)) is not None]
         if not added:
             return unit_of
         edges += added

@@ -49,9 +49,9 @@ def register_rule(*operations: str) -> Callable[[Rule], Rule]:
     return add
 
 
-def run_rules(program: Program) -> Tracer:
-    """Follow the labels of a program's parameters through all its calls, and pin those of its outputs."""
-    tracer = Tracer()
+def run_rules(program: Program, *, keeps_sizes: bool = False) -> Tracer:
+    """Follow the labels of a program's parameters through all its calls, and pin those of its outputs; see `Tracer`."""
+    tracer = Tracer(keeps_sizes=keeps_sizes)
     tracer.add_parameters(program)
     RULES.load_plugins()
     for call in program.calls:

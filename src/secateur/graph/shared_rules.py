@@ -94,6 +94,8 @@ def fix_scanned_axis(
 
 def equalize_pieces(tracer: Tracer, piece: Labels, first: Labels, axis: int) -> Labels:
     """Unite the labels of a piece of an axis with those of the first piece, so that both lose the same number."""
+    if tracer.keeps_sizes:
+        return piece
     if piece.shape == first.shape:
         tracer.unite(piece, first)
         return piece

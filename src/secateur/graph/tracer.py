@@ -64,18 +64,25 @@ class Tracer:
     Rules call its methods. Facts about single labels are arrays of labels, so all of them can be combined at the end
     with array operations.
 
+    Args:
+        keeps_sizes: Whether indices will be reordered rather than removed. Where a tensor depends on several axes, such
+            as on heads and on the channels of each, they then remain apart, because they can change places along the
+            last of these axes.
+
     Attributes:
         axes: Every axis of every parameter, by its first label.
         edges: Pairs of arrays: labels that are pruned together.
         pins: Labels that must not be pruned, with the reason.
         inexact: Labels whose removal changes the output, with the reason.
         heads: Labels of attention heads.
-        rectangles: Labels that depend on several axes. What is kept must be whole rows along one of them.
+        rectangles: Labels that depend on several axes. What is kept must be whole rows along one of them; what is
+            reordered must remain in the same row, which is along the last of them.
         numbers: Numbers in the code of modules.
         barriers: Operations without a rule.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_sizes: bool = False) -> None:
+        self.keeps_sizes = keeps_sizes
         self.axes: list[Axis] = []
         self.edges: list[tuple[Labels, Labels]] = []
         self.pins: list[tuple[Labels, str]] = []

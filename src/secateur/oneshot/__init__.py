@@ -28,6 +28,7 @@ def prune(
     execution: Execution | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
     example_inputs: Any = None,
+    permute: bool = False,
     progress: bool = False,
 ) -> PruningReport:
     """Prune a model to its target sparsity in one shot, in place.
@@ -65,6 +66,9 @@ def prune(
             gradients also work without any loss: labels are sampled from the predictions of the model.
         example_inputs: For the patterns ``"channels"`` and ``"heads"``: one batch in the form that the model accepts;
             see `secateur.plan`. With calibration data, its first batch can serve.
+        permute: Whether to reorder channels first, so that patterns such as 2:4 or 4x1 remove less important weights;
+            needs a torch model and calibration data. The dense model computes the same, which is checked; see
+            `secateur.permutation.permute_channels`.
         progress: Whether to show the progress on standard error: a bar in terminals, and elsewhere a line every ten
             seconds.
 
@@ -110,6 +114,7 @@ def prune(
         "execution": execution,
         "loss": loss,
         "example_inputs": example_inputs,
+        "permute": permute,
     }
     leaf = import_leaf("secateur.oneshot", model)
     with _show_progress(model, options) if progress and leaf.is_leader(calibration, execution) else nullcontext():

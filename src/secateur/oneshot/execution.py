@@ -24,7 +24,8 @@ class Progress:
         total: Parts in total.
         seconds: Elapsed time.
         seconds_left: Estimated remaining time, from the parts pruned in this process; 0 at the end.
-        action: What was done to it: ``"Pruned"``, or ``"Refined"`` for the whole model.
+        action: What was done to it: ``"Pruned"``, ``"Refined"`` for the whole model, or ``"Reordered"`` for a group of
+            channels, which come first and are counted separately.
     """
 
     stage: str

@@ -45,4 +45,4 @@ def is_leader(calibration: Any, execution: Any) -> bool:
 
 def _is_default(value: Any) -> bool:
     """Whether a value is a default; arrays are not compared, because their comparison is elementwise."""
-    return value is None or (isinstance(value, (list, str, tuple)) and value in ([], (), "magnitude"))
+    return value is None or value is False or (isinstance(value, (list, str, tuple)) and value in ([], (), "magnitude"))

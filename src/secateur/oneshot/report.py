@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from secateur._wording import format_list
 from secateur.results import Column, LayerResult, PruningReport, Summary
+from secateur.results.permutation_report import PermutationReport
 from secateur.results.records import Record
 
 __all__ = ["CalibratedReport", "Phase"]
@@ -51,6 +52,7 @@ class CalibratedReport(PruningReport):
         seconds: Total time.
         data_sha256: Digest of the calibration data, in hexadecimal.
         phases: Where the time went.
+        permutation: Which channels were reordered before; ``None``: they were not to be.
     """
 
     solver: str
@@ -61,6 +63,7 @@ class CalibratedReport(PruningReport):
     blind: dict[str, str] = field(default_factory=dict)
     data_sha256: str = field(default="", compare=False)
     phases: tuple[Phase, ...] = field(default=(), compare=False)
+    permutation: PermutationReport | None = None
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -78,6 +81,7 @@ class CalibratedReport(PruningReport):
             f"The error is the share of a layer's output energy lost on the calibration data (geometric mean "
             f"{mean:.4f}).",
             *([f"Time: {', '.join(map(str, self.phases))}."] if len(self.phases) > 1 else []),
+            *(self.permutation.footer if self.permutation else []),
             *(
                 f"Pruned by magnitude: {layers}: {reason}."
                 for reason, layers in _group_by_reason(self.magnitude_reasons).items()
@@ -95,6 +99,8 @@ class CalibratedReport(PruningReport):
         ]
         time = f"{self.seconds:.1f} s, of which {self.solver_seconds:.1f} s in the solver"
         facts = {"Solver": self.solver, "Time": "; ".join([time, *map(str, self.phases)])}
+        if self.permutation:
+            facts["Order of channels"] = " ".join(self.permutation.footer)
         digests = {"calibration data": self.data_sha256} if self.data_sha256 else {}
         return replace(summary, facts=facts | summary.facts, layers=tuple(layers), digests=digests)
 

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"solver": "sparsegpt"},
     "alps": {"solver": "alps", "refine": "pcg", "config": {"pattern": "4x1", "target_sparsity": 0.5}},
     "owl": {"solver": "wanda", "allocation": "owl", "config": {"pattern": "1x1", "target_sparsity": 0.5}},
+    "permuted": {"solver": "wanda", "permute": True},
     "refined": {
         "solver": "wanda",
         "refine": [

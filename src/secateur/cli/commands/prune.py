@@ -74,6 +74,9 @@ def prune(
     device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
     report_file: ReportFile = None,
     *,
+    permute: Annotated[
+        bool, typer.Option("--permute", help="Reorder channels first, so that 2:4 or blocks remove less.")
+    ] = False,
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Process a transformers folder block by block.")
     ] = False,
@@ -119,7 +122,9 @@ def prune(
             model=model,
             weights=weights,
             settings=settings,
-            method=Method(solver=solver, refine=tuple(refine or ()), allocation=read_allocation(allocation)),
+            method=Method(
+                solver=solver, refine=tuple(refine or ()), allocation=read_allocation(allocation), permute=permute
+            ),
             data=CalibrationOptions(file=calibration, sequences=sequences, length=length, device=processes.device),
             target=Destination(out, is_written=processes.is_leader),
         )

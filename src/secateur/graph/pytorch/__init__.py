@@ -8,9 +8,9 @@ from torch import nn
 
 from secateur.graph.group import Group
 from secateur.graph.pytorch.attention import find_heads
-from secateur.graph.pytorch.tracing import trace
+from secateur.graph.pytorch.tracing import trace, trace_orders
 
-__all__ = ["find_groups", "find_heads", "trace"]
+__all__ = ["find_groups", "find_heads", "trace", "trace_orders"]
 
 FINDERS: dict[str, Callable[[nn.Module], list[Group]]] = {"heads": find_heads}
 """Kind of group → the function that finds the groups of that kind in a model."""

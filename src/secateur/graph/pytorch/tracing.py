@@ -17,13 +17,14 @@ from secateur.errors import CalibrationError, UnsupportedModelError
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph.graph import Graph
 from secateur.graph.grouping import build_graph
+from secateur.graph.orders import FreeOrder, list_free_orders
 from secateur.graph.program import Program
 from secateur.graph.pytorch import rules
 from secateur.graph.pytorch.export import read_exported
 from secateur.graph.pytorch.recording import record_forward
 from secateur.graph.rules import run_rules
 
-__all__ = ["record", "split_inputs", "trace", "trace_program"]
+__all__ = ["record", "split_inputs", "trace", "trace_orders", "trace_program"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,18 @@ def trace_program(model: nn.Module, program: Program) -> Graph:
                 if labels.shape[0] > 1:
                     tracer.pin(labels, HEAD_SIZE)
     return build_graph(tracer, program.aliases)
+
+
+def trace_orders(model: nn.Module, example_inputs: Any) -> list[FreeOrder]:
+    """Find the units of a model that can be reordered: channels, and channels of heads within their head.
+
+    Args:
+        model: The model.
+        example_inputs: See `trace`.
+    """
+    program = record(model, example_inputs)
+    tracer = run_rules(program, keeps_sizes=True)
+    return list_free_orders(tracer, build_graph(tracer, program.aliases))
 
 
 def record(model: nn.Module, example_inputs: Any) -> Program:

@@ -24,6 +24,7 @@ from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
 from secateur.oneshot.pytorch.calibration.batches import move_to, read_batches
 from secateur.oneshot.pytorch.calibration.calibration_loss import Loss
 from secateur.oneshot.pytorch.gradient_run import GradientRun, refuse_without_gradients
+from secateur.oneshot.pytorch.permutation.grouped_layers import refuse_patterns
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.storage.memory_errors import explain_out_of_memory
 from secateur.oneshot.pytorch.units.unit_run import UnitRun, refuse_weight_files, removes_units
@@ -49,6 +50,7 @@ def prune(
     execution: Execution | None = None,
     loss: Loss | None = None,
     example_inputs: Any = None,
+    permute: bool = False,
 ) -> PruningReport:
     """See `secateur.prune`."""
     with join_team(calibration, execution) as team:
@@ -66,6 +68,7 @@ def prune(
                 "solver": solver != "magnitude",
                 "refine": refine not in ((), []),
                 "execution": _has_settings(execution),
+                "permute": permute,
             }
             refuse_without_gradients(config, {name for name, is_set in options.items() if is_set})
             progress = None if execution is None else execution.progress
@@ -76,7 +79,7 @@ def prune(
             # With calibration data, scores of different layers are rarely comparable, so the default is local.
             is_global = config.pruning_scope == "global" and calibration is not None
             allocation = "global" if is_global else "uniform"
-        recipe = Recipe.from_names(solver, refine, allocation)
+        recipe = replace(Recipe.from_names(solver, refine, allocation), permute=permute)
         scope: Literal["global", "local"] = "local" if allocation == "uniform" else "global"
         model_plan = make_plan(drop_schedule(config, default_scope=scope))
         if calibration is None:
@@ -94,6 +97,8 @@ def prune(
         batches, execution = split_calibration(calibration, execution)
         with explain_out_of_memory():
             if removes_units(model_plan):
+                if permute:
+                    refuse_patterns(model_plan.patterns)
                 return UnitRun(model, model_plan, replace(recipe, loss=loss), batches, execution).prune()
             return CalibratedRun(model, model_plan, recipe, batches, execution, team).prune()
 

@@ -29,6 +29,7 @@ class Recipe:
         loss: Computes the loss whose gradients rank units, from the outputs of the model and the batch; ``None``: see
             `compute_loss`.
         minutes: Time limit of the run, which refiners of the whole model keep; ``None``: no limit.
+        permute: Whether channels are reordered first, so that pruning removes less important weights.
     """
 
     solver: Solver | UnitSolver
@@ -36,6 +37,7 @@ class Recipe:
     allocation: Allocation
     loss: Loss | None = None
     minutes: float | None = None
+    permute: bool = False
 
     @classmethod
     def from_names(
@@ -59,7 +61,9 @@ class Recipe:
         )
 
     def refuse_without_data(self) -> None:
-        """Raise `CalibrationError` if a member needs calibration data."""
+        """Raise `CalibrationError` if a member, or the search for orders of channels, needs calibration data."""
+        if self.permute:
+            raise CalibrationError("permute needs calibration data, found none. Pass calibration=batches.")
         if members := self.data_dependent:
             raise CalibrationError(
                 f"{type(members[0]).__name__} needs calibration data, found none. Pass calibration=batches, in the "
@@ -148,7 +152,8 @@ class Recipe:
 
     def __str__(self) -> str:
         members: tuple[Solver | UnitSolver | Refiner, ...] = (self.solver, *self.refiners)
-        return " + ".join(map(_describe, members)) + f" over {_describe(self.allocation)}"
+        order = " in a new order of channels" if self.permute else ""
+        return " + ".join(map(_describe, members)) + f" over {_describe(self.allocation)}{order}"
 
 
 def _describe(member: Solver | UnitSolver | Refiner | Allocation) -> str:

@@ -48,6 +48,10 @@ class RunRecord:
         folder: The folder, created if necessary. ``None``: a temporary one, from which runs cannot be resumed.
         description: Plain values that identify the run.
 
+    Attributes:
+        counts: How many units of each layer to prune; ``None``: not known yet.
+        orders: The orders of channels and what they gain, as plain values; ``None``: unknown, or not reordered.
+
     Raises:
         StateError: The folder contains another run or other files, or is in use by another run.
         StorageError: The folder cannot be written.
@@ -58,6 +62,7 @@ class RunRecord:
         self.folder = _create_folder(folder)
         self.description = dict(description)
         self.counts: dict[str, int] | None = None
+        self.orders: dict[str, Any] | None = None
         self._dense_checksums: dict[int, str] = {}
         self._dense = WeightBackup(self.folder)
         self._lock = ExitStack()
@@ -70,9 +75,10 @@ class RunRecord:
             raise
 
     def begin(self, counts: Mapping[str, int]) -> None:
-        """Record how many units of each layer to prune."""
+        """Record how many units of each layer to prune, and in which orders channels are."""
         self.counts = dict(counts)
-        write_text(self.folder / RUN, seal_values({"described": self.description, "counts": self.counts}))
+        values = {"described": self.description, "counts": self.counts, "orders": self.orders}
+        write_text(self.folder / RUN, seal_values(values))
 
     def back_up(self, stage: int, parameters: Mapping[str, torch.Tensor]) -> None:
         """Save parameters before a stage changes them."""
@@ -148,6 +154,7 @@ class RunRecord:
                 f"{', '.join(named)}). Call with the same arguments to resume it, or empty the folder."
             )
         self.counts = None if saved is None else saved["counts"]
+        self.orders = None if saved is None else saved.get("orders")  # files of earlier versions lack it
         with explain_write_errors(self.folder):  # left by a killed process; dense weights are saved again
             self._dense.remove()
             self._remove("part")

@@ -37,7 +37,7 @@ class TeamRecord(RunRecord):
     def _open(self) -> None:
         super()._open()
         try:
-            self.counts = self.team.share(self.counts)
+            self.counts, self.orders = self.team.share((self.counts, self.orders))
         except BaseException:
             if not self.is_resumable:
                 shutil.rmtree(self.folder, ignore_errors=True)

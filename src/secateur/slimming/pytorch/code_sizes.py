@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._resizing.pytorch import CONFIG
 from secateur.errors import CalibrationError, LayerError
 from secateur.graph import SizeUse
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.plain_norms import follow_inputs
 from secateur.slimming.removal import Removal

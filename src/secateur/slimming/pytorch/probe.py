@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur.errors import CalibrationError, LayerError
 from secateur.graph import Role
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.tensors import AxisIndices, locate_removed
 from secateur.slimming.removal import Removal, find_culprits
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._huggingface.pytorch import is_pretrained
 from secateur._resizing.pytorch import CONFIG, Sizes, list_branches, read_sizes, set_sizes
 from secateur._wording import format_list
@@ -19,7 +20,6 @@ from secateur.slimming.pytorch.configuration import update_configs
 from secateur.slimming.pytorch.cutting import cut_tensors, refuse_hooks, refuse_shared_memory, update_layers
 from secateur.slimming.pytorch.depth.depth_plan import DepthPlan, plan_depth
 from secateur.slimming.pytorch.descriptions import update_descriptions
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.optimizer_state import check_state, forget_parameters, replace_parameters
 from secateur.slimming.pytorch.probe import probe_removal

@@ -10,12 +10,12 @@ from typing import Any
 from torch import nn
 
 from secateur import graph as graph_package
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._wording import format_list
 from secateur.frameworks.pytorch import unwrap_model
 from secateur.graph import Graph
 from secateur.slimming.pytorch.checks import refuse_model, refuse_wrappers
 from secateur.slimming.pytorch.code_sizes import UnresolvedSizeError
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.optimizer_state import list_optimizers
 from secateur.slimming.pytorch.surgery import Surgery
 from secateur.slimming.report import SlimReport

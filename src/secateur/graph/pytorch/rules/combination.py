@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.graph.alignment import Operand, align
-from secateur.graph.labels import FIXED, Labels
+from secateur.graph.labels import FIXED, Labels, find_axes
 from secateur.graph.program import Call
 from secateur.graph.rules import register_rule
 from secateur.graph.shared_rules import equalize_pieces, join
@@ -121,7 +121,7 @@ def follow_select(tracer: Tracer, call: Call) -> None:
     labels = []
     for array in tracer.get_labels(call["self"]):
         chosen = np.take(array, [index if array.shape[axis] > 1 else 0], axis=axis)
-        tracer.fix_axes(array, [axis], "selects one of them")
+        _fix_selected(tracer, array, axis, "selects one of them")
         labels.append(chosen.squeeze(axis))
     tracer.set_labels(call.output, labels)
 
@@ -132,11 +132,19 @@ def follow_unbind(tracer: Tracer, call: Call) -> None:
     axis = call.get("dim", 0) % len(call["self"].shape)
     inputs = tracer.get_labels(call["self"])
     for array in inputs:
-        tracer.fix_axes(array, [axis], "selects each of them")
+        _fix_selected(tracer, array, axis, "selects each of them")
     for index, output in enumerate(call.outputs):
         assert output is not None
         chosen = [np.take(array, [index if array.shape[axis] > 1 else 0], axis=axis).squeeze(axis) for array in inputs]
         tracer.set_labels(output, chosen)
+
+
+def _fix_selected(tracer: Tracer, labels: Labels, axis: int, reason: str) -> None:
+    """Record that an axis must keep its size; rows along other axes can still be reordered."""
+    if tracer.keeps_sizes and find_axes(labels)[-1:] not in ((), (axis,)):
+        tracer.consume(labels)
+    else:
+        tracer.fix_axes(labels, [axis], reason)
 
 
 @register_rule("aten.flip")

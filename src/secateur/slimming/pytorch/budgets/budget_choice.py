@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur.allocations.knapsack import LossCurve
 from secateur.graph import Graph
 from secateur.patterns.coupled import GroupPattern
@@ -21,7 +22,6 @@ from secateur.slimming.pytorch.budgets.uniform_widths import UniformWidths
 from secateur.slimming.pytorch.costs import CostModel, create_cost_model
 from secateur.slimming.pytorch.costs.slim_copy import find_fixed_groups
 from secateur.slimming.pytorch.depth.depth_plan import find_branches
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.solvers.unit_problem import RemovalPath
 
 __all__ = ["BudgetChoice"]

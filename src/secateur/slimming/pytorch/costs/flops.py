@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur.graph import Graph
 from secateur.slimming.pytorch.costs.base import CostModel, check_widths
 from secateur.slimming.pytorch.costs.slim_copy import make_slim_copy
 from secateur.slimming.pytorch.costs.weight_shapes import TensorShape, read_shapes
-from secateur.slimming.pytorch.example_run import ExampleRun
 
 __all__ = ["FlopCost", "count_flops", "count_nonzero_flops"]
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_run import evaluate_model, prepare_inputs, restore_buffers
 from secateur.runtime.pytorch.timing import Clock, time_call
-from secateur.slimming.pytorch.example_run import evaluate_model, prepare_inputs, restore_buffers
 
 __all__ = ["PairedTimer", "PairedTimes"]
 

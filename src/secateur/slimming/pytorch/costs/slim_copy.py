@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur.errors import ConfigError
 from secateur.graph import Graph, Group, Role
 from secateur.slimming.pytorch.code_sizes import UnresolvedSizeError
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.surgery import Surgery
 from secateur.slimming.pytorch.tensors import list_tensors, locate_removed
 from secateur.slimming.removal import Flags, Removal

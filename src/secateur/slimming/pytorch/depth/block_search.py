@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._huggingface.pytorch import is_pretrained
 from secateur._resizing.pytorch import drop_blocks, list_children, record_blocks
 from secateur.slimming.pytorch.configuration import list_configs
 from secateur.slimming.pytorch.depth.constant_outputs import disturb_inputs
 from secateur.slimming.pytorch.depth.depth_configuration import find_depth_fields, list_differences
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 
 __all__ = ["BlockCut", "configure_cut", "find_identities", "find_pretrained", "remove_blocks"]

@@ -9,6 +9,7 @@ from itertools import takewhile
 
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._calls.pytorch.output_snapshot import measure_difference
 from secateur._resizing.pytorch import BranchLayout, replace_modules
 from secateur.errors import CalibrationError
@@ -16,7 +17,6 @@ from secateur.frameworks.pytorch import is_transformers_conv1d
 from secateur.graph import Graph, Member, Role
 from secateur.slimming.pytorch.depth.constant_outputs import ObservedOutput, observe_outputs
 from secateur.slimming.pytorch.depth.zero_weights import zero_consumers
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.tensors import list_tensors
 

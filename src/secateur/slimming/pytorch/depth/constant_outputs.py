@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._resizing.pytorch import BranchLayout, list_arguments
-from secateur.slimming.pytorch.example_run import ExampleRun
 
 __all__ = ["ObservedOutput", "disturb_inputs", "observe_outputs"]
 

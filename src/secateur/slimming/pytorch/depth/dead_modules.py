@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference
 from secateur._resizing.pytorch import BranchLayout
 from secateur.errors import CalibrationError
 from secateur.slimming.pytorch.depth.branch_search import Branch, replace_branches
 from secateur.slimming.pytorch.depth.constant_outputs import observe_outputs
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 
 __all__ = ["find_dead_modules"]

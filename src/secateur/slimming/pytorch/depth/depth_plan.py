@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from secateur._calls.pytorch.example_run import ExampleRun
 from secateur._calls.pytorch.output_snapshot import OutputSnapshot, measure_difference
 from secateur._resizing.pytorch import BranchLayout, list_children
 from secateur._wording import format_list
@@ -30,7 +31,6 @@ from secateur.slimming.pytorch.depth.block_search import (
 )
 from secateur.slimming.pytorch.depth.branch_search import Branch, BranchSearch, replace_branches
 from secateur.slimming.pytorch.depth.dead_modules import find_dead_modules
-from secateur.slimming.pytorch.example_run import ExampleRun
 from secateur.slimming.pytorch.journal import Journal
 from secateur.slimming.pytorch.tensors import list_tensors
 from secateur.slimming.removal import Removal

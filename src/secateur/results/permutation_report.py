@@ -1,4 +1,4 @@
-"""Report which groups of channels were reordered, and how much of the scores N:M keeps."""
+"""Report which groups of channels were reordered, and how much of the scores is kept."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class PermutedGroup(Row):
     Attributes:
         name: Its name, as in `secateur.slim`.
         units: Number of channels.
-        layers: The layers that read them in N:M groups.
-        before: Share of the scores that N:M keeps in the original order, in [0, 1].
+        layers: The layers that are pruned in groups or blocks of them.
+        before: Share of the scores of these layers that is kept in the original order, in [0, 1].
         after: The same in the new order; never less.
     """
 
     columns: ClassVar[tuple[Column, ...]] = (
         Column("group", "name"),
         Column(">channels", "units", "{:,}"),
-        Column("read by", "layers", ", ".join),
+        Column("pruned in", "layers", ", ".join),
         Column(">kept before", "before", "{:.2%}"),
         Column(">kept after", "after", "{:.2%}"),
     )
@@ -72,10 +72,9 @@ class PermutationReport(Report):
     def footer(self) -> list[str]:
         """See `Report.footer`."""
         if not self.groups:
-            return ["No group of channels is read in N:M groups and free to be reordered."]
+            return ["No group of channels can be reordered so that it matters to pruning."]
         improved = sum(group.after > group.before for group in self.groups)
         lost = [sum(1 - getattr(group, side) for group in self.groups) for side in ("before", "after")]
         share = f"{1 - lost[1] / lost[0]:.1%}" if lost[0] else "none"
-        return [
-            f"Reordered {format_count(improved, 'group')} of {len(self.groups)}: N:M prunes {share} less of the scores."
-        ]
+        count = format_count(len(self.groups), "group")
+        return [f"Reordered {improved} of {count} of channels: pruning removes {share} less of the scores."]
