@@ -12,7 +12,7 @@ from torch import nn
 import secateur
 from oneshot.problems import realistic_inputs
 from secateur.errors import CalibrationError, ConfigError, LayerError
-from secateur.oneshot.pytorch.permutation import reordering
+from secateur.oneshot.pytorch.permutation import order_search, reordering
 from secateur.patterns import channel_permutation
 from secateur.permutation import permute_channels
 from tiny_models import bits
@@ -234,6 +234,55 @@ def test_blocks_keep_more(spec: str, layers: list[tuple[str, ...]]) -> None:
     first = report.groups[0]
     norms = {str(place): plain[:place](x).detach().norm(dim=0) for place in (0, 2, 4)}
     assert first.before == pytest.approx(sum_kept_blocks(plain, first.layers, norms, block), rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_blocks_are_searched_relative_to_the_threshold_of_their_layer() -> None:
+    model = perceptron()
+    batches = batches_of(model)
+    norms = torch.cat(batches).norm(dim=0)
+    scores = (model[0].weight.detach() * norms).square().T.numpy()  # type: ignore[operator]
+    blocks = np.sort(scores.reshape(16, 8, 4).sum(axis=2), axis=None)
+    thresholds = np.full(16, blocks[len(blocks) // 2] / scores.mean())
+    order = channel_permutation.search_permutation(
+        scores / scores.mean(), channel_permutation.BlockGoal(4, thresholds.astype(np.float32))
+    )
+    best = np.sort(scores[:, order].reshape(16, 8, 4).sum(axis=2), axis=None)[len(blocks) // 2 :].sum()
+    config = {"pattern": "4x1", "target_sparsity": 0.5, "op_names": ["0"]}
+    (group,) = permute_channels(model, config, calibration=batches).groups
+    gain = best / scores.sum() - group.before
+    assert group.after - group.before > 0.9 * gain > 0.001
+
+
+def test_an_order_that_is_no_better_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = perceptron()
+    batches = batches_of(model)
+    permute_channels(model, "2:4", calibration=batches)
+    before = bits(model)
+    mixed = np.arange(32).reshape(4, -1).T.reshape(-1)
+    monkeypatch.setattr(order_search, "search_permutation", lambda _scores, _goal: mixed)
+    report = permute_channels(model, "2:4", calibration=batches)
+    assert all(group.before == group.after for group in report.groups)
+    assert report.footer == ["Reordered 0 of 1 group of channels: pruning removes 0.0% less of the scores."]
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize(("first", "layers"), [(4, [("down",)]), (2, [])])
+def test_channels_that_share_groups_with_others_stay(first: int, layers: list[tuple[str, ...]]) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large, self.rest = nn.Linear(16, first), nn.Linear(16, 16), nn.Linear(16, 8 - first)
+            self.down = nn.Linear(24, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            joined = torch.cat([layer(x).relu() for layer in (self.small, self.large, self.rest)], dim=-1)
+            down: torch.Tensor = self.down(joined)
+            return down
+
+    torch.manual_seed(0)
+    model = Joined()
+    report = permute_channels(model, {"pattern": "2:4", "op_names": ["down"]}, calibration=[realistic_inputs(32, 16)])
+    assert [group.layers for group in report.groups] == layers
 
 
 def test_values_of_heads_are_reordered_for_blocks() -> None:

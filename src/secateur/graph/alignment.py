@@ -78,8 +78,6 @@ def align(tracer: Tracer, operands: Sequence[Operand]) -> list[Labels]:
         if axes and not axes & taken:
             combined.append(labels)
             taken |= axes
-        elif tracer.keeps_sizes and axes and all(find_axes(other) != find_axes(labels) for other in combined):
-            tracer.pin(labels, CONSTANT)
     return combined
 
 

@@ -23,10 +23,10 @@ Indices = npt.NDArray[np.int64]
 FIRST_TEMPERATURE, LAST_TEMPERATURE = 0.25, 0.08
 """Temperatures of the annealing, relative to the standard deviation of what exchanges gain at first."""
 
-SWEEPS = 600
+SWEEPS = 1000
 """How often annealing visits each channel."""
 
-MAX_ANNEALED, MIN_ROWS = 1 << 21, 128
+MAX_ANNEALED, MIN_ROWS = 1 << 20, 128
 """Maximum rows × channels² for annealing, which takes two seconds, and the rows below which it gets no faster. Larger
 searches gain little from it."""
 
@@ -135,7 +135,7 @@ def search_permutation(
     Args:
         scores_RC: Scores, ≥ 0, of shape (rows, channels); higher ones are kept.
         goal: What a group of channels keeps.
-        sweeps: How often the annealing visits each channel, ≥ 0. ``None``: 600, or 0 if that would take more than
+        sweeps: How often the annealing visits each channel, ≥ 0. ``None``: 1,000, or 0 if that would take more than
             about two seconds.
         seed: Seed of the random numbers. Equal arguments give equal results.
 
