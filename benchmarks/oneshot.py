@@ -10,6 +10,11 @@ select some. The model is calibrated on 32 sequences of 512 tokens of English pr
 starts from the same dense weights:
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/oneshot.py --whole-model --patterns 2:4 --methods sparsegpt alps
+
+``--peers FOLDER`` also prunes with llm-compressor and ModelOpt, on the same tokens and with as many threads. The first
+time, it installs each of them into an environment in the folder. All measurements are added to ``results.json`` there:
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/oneshot.py --peers FOLDER --patterns 2:4 --methods sparsegpt wanda
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import _oneshot_reference as reference
 import secateur
+from _peers import PEERS, PeerError, PeerResult, append_result, create_environment, run_peer, write_exchange
 from _prose import compute_perplexity, read_calibration_tokens, read_held_out_tokens
 from secateur._table import Table
 from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
@@ -118,22 +124,29 @@ class Row(NamedTuple):
         pattern: The pattern.
         method: Name of the method.
         perplexity: Perplexity of the pruned model.
-        seconds: Wall time in solvers.
+        seconds: Wall time in solvers; ``None``: not measured.
         cpu_seconds: Total CPU time.
-        gigabytes: Peak memory minus the memory in use before.
+        gigabytes: Peak memory minus the memory in use before; ``None``: not measured.
     """
 
     pattern: str
     method: str
     perplexity: float
-    seconds: float = 0.0
+    seconds: float | None = 0.0
     cpu_seconds: float = 0.0
-    gigabytes: float = 0.0
+    gigabytes: float | None = 0.0
 
     def cells(self) -> tuple[str, ...]:
         """Format the measurements as the cells of a table."""
-        numbers = (f"{self.perplexity:.1f}", f"{self.seconds:.1f}", f"{self.cpu_seconds:.0f}", f"{self.gigabytes:.2f}")
-        return self.pattern, self.method, *numbers
+        seconds, gigabytes = self.seconds, self.gigabytes
+        return (
+            self.pattern,
+            self.method,
+            f"{self.perplexity:.1f}",
+            "" if seconds is None else f"{seconds:.1f}",
+            f"{self.cpu_seconds:.0f}",
+            "" if gigabytes is None else f"{gigabytes:.2f}",
+        )
 
 
 def load_model() -> tuple[Any, Any]:
@@ -145,7 +158,11 @@ def load_model() -> tuple[Any, Any]:
         )
     folder = Path(spec.submodule_search_locations[0])
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32).eval(), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32).eval()
+    # Its weights are in float32 now. transformers would refuse to save it, because they came from a quantized file.
+    del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+    return model, tokenizer
 
 
 def read_memory(kind: str, *, reset_peak: bool = False) -> float:
@@ -156,12 +173,62 @@ def read_memory(kind: str, *, reset_peak: bool = False) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1e6
 
 
+class PeerRuns:
+    """Prunes with other tools, and adds all measurements to a file.
+
+    Args:
+        folder: The folder of their environments; ``None``: there are no other tools.
+        threads: Number of threads.
+    """
+
+    def __init__(self, folder: Path | None, threads: int) -> None:
+        self._folder = folder
+        self._threads = threads
+        self._interpreters: dict[str, Path] = {}
+
+    def prepare(self, model: Any, tokenizer: Any, tokens: torch.Tensor) -> None:
+        """Install the tools, and write the dense model and the tokens for them."""
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for tool, peer in PEERS.items():
+            try:
+                self._interpreters[tool] = create_environment(self._folder, tool, peer.requirements)
+            except PeerError as error:
+                print("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        write_exchange(self._folder / "exchange", model, tokenizer, tokens)
+
+    def measure(self, model: Any, held_out: torch.Tensor, method: str, spec: str) -> Iterator[Row]:
+        """Prune with each tool that supports the method and the pattern, and yield the measurements."""
+        assert self._folder is not None or not self._interpreters
+        for tool, python in self._interpreters.items():
+            if not PEERS[tool].supports(method, spec):
+                continue
+            try:
+                result, weights = run_peer(python, self._folder / "exchange", (tool, method, spec), self._threads)
+            except PeerError as error:
+                print(error)
+                continue
+            model.load_state_dict(weights, strict=False)
+            row = Row(spec, f"{method}, {tool}", compute_perplexity(model, held_out), None, result.cpu_seconds, None)
+            self.save(row, result)
+            yield row
+
+    def save(self, row: Row, result: PeerResult | None = None) -> None:
+        """Add a row to the file."""
+        if self._folder is not None:
+            append_result(self._folder / "results.json", row._asdict(), result)
+
+
 def measure_whole_model(options: argparse.Namespace) -> Iterator[Row]:
     """Prune the whole model with each selected pattern and method, and yield the measurements."""
     model, tokenizer = load_model()
-    batches = [{"input_ids": tokens[None]} for tokens in read_calibration_tokens(tokenizer, options.sequences)]
+    tokens = read_calibration_tokens(tokenizer, options.sequences)
+    batches = [{"input_ids": row[None]} for row in tokens]
     held_out = read_held_out_tokens(tokenizer)
     dense = copy.deepcopy(model.state_dict())
+    peers = PeerRuns(options.peers, options.threads)
+    peers.prepare(model, tokenizer, tokens)
     yield Row("", "dense", compute_perplexity(model, held_out))
     for spec in options.patterns:
         for name in options.methods:
@@ -174,7 +241,10 @@ def measure_whole_model(options: argparse.Namespace) -> Iterator[Row]:
                 memory_before, cpu_start = read_memory("VmRSS", reset_peak=True), time.process_time()
                 seconds = prune(model, batches, spec)
                 cpu_seconds, gigabytes = time.process_time() - cpu_start, read_memory("VmHWM") - memory_before
-                yield Row(spec, label, compute_perplexity(model, held_out), seconds, cpu_seconds, gigabytes)
+                row = Row(spec, label, compute_perplexity(model, held_out), seconds, cpu_seconds, gigabytes)
+                peers.save(row)
+                yield row
+            yield from peers.measure(model, held_out, name, spec)
 
 
 def build_problems(blocks: Sequence[int], spec: str, solver: Any) -> list[Problem]:
@@ -241,6 +311,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--without-reference", action="store_true", help="skip the reference implementations")
     parser.add_argument("--whole-model", action="store_true", help="prune the whole model and measure its perplexity")
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="compare with other tools on the whole model")
     parser.add_argument(
         "--sequences", type=int, default=32, help="sequences of 512 tokens to calibrate the whole model on"
     )
@@ -251,7 +322,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console()
-    if not options.whole_model:
+    if not options.whole_model and options.peers is None:
         columns = ("pattern", "method", ">CPU s", ">reference", ">ratio", ">error", ">reference")
         title = f"Layers of blocks {BLOCKS} of SmolLM2-135M, {options.threads} threads, median of {options.rounds}"
         console.print(Table(title=title, columns=columns, rows=list(measure_layers(options))))
