@@ -405,6 +405,25 @@ def test_the_repair_is_that_of_dense_least_squares(shape: str, damping: float) -
             assert update.bias_change is None
 
 
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_repairs_fit_the_outputs_plus_a_correction(*, has_bias: bool) -> None:
+    case = make_case(Shape(units=8, widths=(2,), has_bias=has_bias))
+    [consumer], [inputs] = case.problem.consumers, case.inputs
+    keep = torch.arange(8) % 3 != 1
+    correction_NR = torch.randn(len(inputs), len(consumer.weight), generator=torch.Generator().manual_seed(0)) + 2
+    products, mean = correction_NR.T @ inputs, correction_NR.mean(dim=0)
+    update = ZipLM(damping=1e-6).update_consumer(replace(consumer, correction=products, correction_mean=mean), keep)
+    kept_F = consumer.mask_features(keep)
+    design = torch.cat([inputs[:, kept_F], torch.ones(len(inputs), 1)], dim=1)[:, : int(kept_F.sum()) + has_bias]
+    target = inputs @ consumer.weight.T + correction_NR
+    expected = torch.linalg.lstsq(design.double(), target.double()).solution.T.float()
+    torch.testing.assert_close(update.weight[:, kept_F], expected[:, : int(kept_F.sum())], rtol=1e-2, atol=1e-2)
+    assert not update.weight[:, ~kept_F].any()
+    if has_bias:
+        assert update.bias_change is not None
+        torch.testing.assert_close(update.bias_change, expected[:, -1], rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize(("rows", "expected"), [(1, 1.0), (120, 0.3), (300, 0.12), (10**6, 0.01)])
 def test_damping_depends_on_the_tokens_per_feature(rows: int, expected: float) -> None:
     [consumer] = make_case(SHAPES["neurons"]).problem.consumers

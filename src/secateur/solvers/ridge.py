@@ -83,6 +83,8 @@ def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: flo
     dense weights instead of zero, so weights that cannot help stay as they are. If the layer has a bias and the means μ
     are known, H is the scatter matrix, and the bias changes by ``(W − W') μ``: the optimum over weights and bias.
 
+    With a correction C, the outputs are fitted to ``X Wᵀ + C`` instead.
+
     Args:
         consumer: The layer, with its Gram matrix.
         keep_U: The mask of the kept units.
@@ -99,8 +101,23 @@ def fit_kept_features(consumer: UnitConsumer, keep_U: torch.Tensor, damping: flo
         gram_FF = center_gram(consumer)
         damped_FF = damp_features(gram_FF, choose_damping(consumer, damping))
         lost_RS = dense_RF[:, pruned_P] @ gram_FF[pruned_P][:, stay_S]
+        if consumer.correction is not None:
+            lost_RS += (_center_correction(consumer) * (gram_FF.diagonal() > 0))[:, stay_S]
         fitted_RF[:, stay_S] += torch.cholesky_solve(lost_RS.T, factorize(damped_FF[stay_S][:, stay_S])).T
-    return ConsumerUpdate(weight=fitted_RF.to(consumer.weight.dtype), bias_change=shift_bias(consumer, fitted_RF))
+    bias_change = shift_bias(consumer, fitted_RF)
+    if bias_change is not None and consumer.correction_mean is not None:
+        bias_change = bias_change + consumer.correction_mean.to(bias_change)
+    return ConsumerUpdate(weight=fitted_RF.to(consumer.weight.dtype), bias_change=bias_change)
+
+
+def _center_correction(consumer: UnitConsumer) -> torch.Tensor:
+    """Return the products of inputs and correction, without their means if a bias makes up for these, in float64."""
+    assert consumer.correction is not None
+    products_RF = consumer.correction.double()
+    if consumer.has_bias and consumer.means is not None and consumer.correction_mean is not None:
+        means = consumer.correction_mean.double(), consumer.means.double()
+        products_RF = torch.addr(products_RF, *means, alpha=-consumer.rows)
+    return products_RF
 
 
 def shift_bias(consumer: UnitConsumer, weight_RF: torch.Tensor) -> torch.Tensor | None:

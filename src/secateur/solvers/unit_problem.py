@@ -31,6 +31,9 @@ class UnitConsumer:
         has_bias: Whether the layer has a bias, which can compensate for the mean of what is removed.
         importance: Weight of the error of each output: the mean square of the gradient of the loss with respect to it,
             of shape (R,); ``None``: all errors weigh the same.
+        correction: ``Cᵀ X``, where C is what the outputs should gain to make up for errors of earlier layers, over all
+            tokens, float32, of shape (R, F); ``None``: nothing.
+        correction_mean: Mean of C, of shape (R,); ``None``: nothing.
     """
 
     name: str
@@ -42,6 +45,8 @@ class UnitConsumer:
     rows: int = 1
     has_bias: bool = False
     importance: torch.Tensor | None = None
+    correction: torch.Tensor | None = None
+    correction_mean: torch.Tensor | None = None
 
     @property
     def known_gram(self) -> torch.Tensor:

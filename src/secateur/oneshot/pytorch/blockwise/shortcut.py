@@ -44,7 +44,7 @@ class Shortcut:
         """Count the calls of the layers in this context; other hooks that must run first are registered before."""
         with ExitStack() as hooks:
             for layer in self._layers if self._can_stop else ():
-                hooks.callback(layer.register_forward_pre_hook(self._count).remove)
+                hooks.callback(layer.register_forward_pre_hook(lambda module, _: self.count(module)).remove)
             yield
 
     def run(self, stage: Stage, batch: Batch) -> torch.Tensor | None:
@@ -59,7 +59,8 @@ class Shortcut:
         self._needed_by_shape.setdefault(shapes, self._calls.copy())
         return output
 
-    def _count(self, layer: nn.Module, _: Any) -> None:
+    def count(self, layer: nn.Module) -> None:
+        """Count a call of a layer, and stop if all calls are done. Callers count again what must follow a call."""
         self._calls[id(layer)] += 1
         if self._needed is not None and len(self._needed) == len(self._layers) and self._calls >= self._needed:
             raise _EnoughCallsError

@@ -108,7 +108,7 @@ class StageLoop(ABC, Generic[AnyStage]):
         start, pruned_here = time.perf_counter(), 0
         total = len(stages) + bool(self.recipe.model_refiners)
         with self.dense:
-            if self.recipe.block_refiners and (block := next(filter(None, (stage.block for stage in stages)), None)):
+            if self.runs_dense and (block := next(filter(None, (stage.block for stage in stages)), None)):
                 self.dense.start(block)
             for number, stage in enumerate(stages):
                 with stage.load_weights():
@@ -121,15 +121,25 @@ class StageLoop(ABC, Generic[AnyStage]):
         """Prune a stage or resume it, and pass its outputs on; returns whether it was pruned here."""
         stage, is_last = stages[number], not self._needs_outputs(stages, number)
         is_done = self.record.is_done(number)
-        if self.recipe.block_refiners and stage.block and not (is_done and is_last):
-            self.dense.advance(stage.block)
-            if not is_done:
+        if self.runs_dense and stage.block and not (is_done and is_last):
+            self.advance_dense(stage, stage.block)
+            if self.recipe.block_refiners and not is_done:
                 self.dense.run_shifted(stage.block)
         if is_new := not self._resume(number, stage):
             self.prune_stage(number, stage)
         if not is_last:
             stage.advance()
         return is_new
+
+    @property
+    def runs_dense(self) -> bool:
+        """Whether the dense blocks run alongside the pruned ones."""
+        return bool(self.recipe.block_refiners)
+
+    def advance_dense(self, stage: AnyStage, block: BlockStage) -> None:
+        """Run the next dense block; `block` is that of the stage."""
+        del stage
+        self.dense.advance(block)
 
     def refine_block(self, stage: AnyStage, masks: Mapping[int, torch.Tensor]) -> None:
         """Run the refiners of blocks on a pruned stage.

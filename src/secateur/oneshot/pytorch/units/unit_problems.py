@@ -7,7 +7,9 @@ left.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +20,7 @@ from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistic
 from secateur.oneshot.pytorch.units.unit_groups import Reader, UnitGroup, UnitMasks
 from secateur.solvers.unit_problem import ConsumerUpdate, UnitConsumer, UnitProblem
 
-__all__ = ["ConsumerPart", "LossGradients", "UnitTask", "build_task", "read_statistics", "write_updates"]
+__all__ = ["ConsumerPart", "Correction", "LossGradients", "UnitTask", "build_task", "read_statistics", "write_updates"]
 
 
 NO_INPUTS = "its inputs are all zero"
@@ -35,6 +37,18 @@ class LossGradients:
 
     units: Mapping[str, torch.Tensor] = field(default_factory=dict)
     importance: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Correction(NamedTuple):
+    """What a repair adds to the outputs of a layer, because of errors before it; see `UnitConsumer`.
+
+    Attributes:
+        products: Its products with the inputs of the layer, of shape (R, F).
+        mean: Its mean, of shape (R,).
+    """
+
+    products: torch.Tensor
+    mean: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +123,7 @@ def build_task(
     gradients: LossGradients,
     *,
     with_gram: bool,
+    corrections: Mapping[str, Correction] = MappingProxyType({}),
 ) -> UnitTask:
     """Build the problem of one group.
 
@@ -118,13 +133,14 @@ def build_task(
         masks: The units that are left.
         gradients: The gradients that were measured, if any.
         with_gram: Whether consumers need Gram matrices.
+        corrections: Layer → what its repair adds to its outputs.
     """
     parts = []
     for reader in group.readers:
         weight_GRF = reader.read_matrix()
         known = inputs.get(reader.name) or _assume_inputs(weight_GRF, with_gram=with_gram)
         features = masks.find_features(reader)
-        importance = gradients.importance.get(reader.name)
+        importance, correction = gradients.importance.get(reader.name), corrections.get(reader.name)
         for index, weight_RF in enumerate(weight_GRF):
             rows = slice(index * len(weight_RF), (index + 1) * len(weight_RF))
             consumer = UnitConsumer(
@@ -138,6 +154,9 @@ def build_task(
                 has_bias=reader.bias is not None,
                 importance=None if importance is None else importance[rows].to(weight_RF.device),
             )
+            if correction is not None:
+                products_RF = _select_columns(correction.products, features)
+                consumer = replace(consumer, correction=products_RF, correction_mean=correction.mean)
             is_measured = reader.name in inputs
             parts.append(
                 ConsumerPart(consumer=consumer, reader=reader, index=index, features=features, is_measured=is_measured)
@@ -209,6 +228,10 @@ def _assume_inputs(weight_GRF: torch.Tensor, *, with_gram: bool) -> LayerInputs:
 
 def _select(values_F: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     return values_F if len(features) == len(values_F) else values_F[features.to(values_F.device)]
+
+
+def _select_columns(values_RF: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    return values_RF[:, features.to(values_RF.device)]
 
 
 def _select_square(gram_FF: torch.Tensor, features: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.recorded_run import RecordedRun
 from secateur.oneshot.pytorch.resume import RunRecord
 from secateur.oneshot.pytorch.units.mask_gradients import measure_gradients
+from secateur.oneshot.pytorch.units.residual_sums import DenseSums
 from secateur.oneshot.pytorch.units.unit_counts import check_counts, count_globally, count_uniformly, refuse_allocation
 from secateur.oneshot.pytorch.units.unit_groups import UnitGroup, UnitMasks, build_groups, refuse_mixed_patterns
 from secateur.oneshot.pytorch.units.unit_problems import (
@@ -121,7 +122,8 @@ class UnitRun(RecordedRun):
         record.begin(counts)
         runner = UnitRunner(self.model, self.recipe, record, self.execution)
         runner.start(self.groups, counts, gradients or LossGradients())
-        outcome = runner.run(stages)
+        with closing(runner.sums):
+            outcome = runner.run(stages)
         repair.refine(record, outcome, len(stages), [weight for group in self.groups for weight in group.parameters])
         runs = self._create_runs(outcome)
         refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
@@ -252,6 +254,17 @@ class UnitRunner(StageLoop[UnitStage]):
         self.masks = UnitMasks(groups)
         self.counts = counts
         self.gradients = gradients
+        self.sums = DenseSums(self.execution.offload)
+
+    @property
+    def runs_dense(self) -> bool:
+        """See `StageLoop.runs_dense`; repairs make up for errors before them."""
+        return super().runs_dense or self.recipe.needs_unit_gram
+
+    def advance_dense(self, stage: UnitStage, block: BlockStage) -> None:
+        """See `StageLoop.advance_dense`."""
+        with self.sums.record(stage.list_readers() if self.recipe.needs_unit_gram else {}):
+            super().advance_dense(stage, block)
 
     def prune_stage(self, number: int, stage: UnitStage) -> None:
         """See `StageLoop.prune_stage`."""
@@ -293,8 +306,10 @@ class UnitRunner(StageLoop[UnitStage]):
         """Measure the inputs of the layers that read a group, and build its problem."""
         with_gram = self.recipe.needs_unit_gram
         layers = {reader.name: reader.module for reader in group.readers if reader.blind is None}
-        statistics = record_statistics(stage.part, layers, with_gram=with_gram)
-        return build_task(group, read_statistics(statistics), self.masks, self.gradients, with_gram=with_gram)
+        comparison = self.sums.start(layers, len(stage.part.batches))
+        inputs = read_statistics(record_statistics(stage.part, layers, with_gram=with_gram, comparison=comparison))
+        corrections = comparison.read([*inputs])
+        return build_task(group, inputs, self.masks, self.gradients, with_gram=with_gram, corrections=corrections)
 
     def _solve(self, task: UnitTask) -> tuple[torch.Tensor, list[ConsumerUpdate]]:
         """Return the units to keep, and the new values of the consumers."""

@@ -24,6 +24,7 @@ from secateur.oneshot.pytorch.blockwise.stages import (
 from secateur.oneshot.pytorch.calibration.batches import Batch
 from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
 from secateur.oneshot.pytorch.storage.weight_storage import WeightStorage
+from secateur.oneshot.pytorch.units.residual_sums import Comparison
 from secateur.oneshot.pytorch.units.unit_groups import UnitGroup
 
 __all__ = ["UnitStage", "build_unit_stages", "join_stages", "record_statistics", "sort_by_execution"]
@@ -165,7 +166,12 @@ def join_stages(stages: Sequence[UnitStage]) -> list[UnitStage]:
 
 
 def record_statistics(
-    stage: Stage, layers: Mapping[str, nn.Module], *, with_gram: bool, outputs: Activations | None = None
+    stage: Stage,
+    layers: Mapping[str, nn.Module],
+    *,
+    with_gram: bool,
+    outputs: Activations | None = None,
+    comparison: Comparison | None = None,
 ) -> InputStatistics:
     """Run the calibration data through a stage once, and collect the input statistics of layers in it.
 
@@ -175,12 +181,15 @@ def record_statistics(
         with_gram: Whether Gram matrices are needed; otherwise, norms are enough.
         outputs: Where to store the outputs of the stage, if it has any; ``None``: they are not needed, and each batch
             only runs up to the last of the layers.
+        comparison: Compares sums with those of the dense model, if there is any.
     """
     statistics = InputStatistics(layers, with_gram=with_gram)
+    comparison = comparison or Comparison({}, {})
     shortcut = Shortcut(layers.values() if outputs is None else ())
-    with statistics.record_inputs(), shortcut.watch_calls():
+    with statistics.record_inputs(), comparison.watch(shortcut.count), shortcut.watch_calls():
         for batch in stage.batches:
             statistics.start_batch(batch.keep)
+            comparison.start_batch(batch.keep)
             output = shortcut.run(stage, batch)
             if outputs is not None and output is not None:
                 outputs[batch.number] = output
