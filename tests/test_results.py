@@ -107,6 +107,7 @@ def test_json_of_a_calibrated_report() -> None:
     plain = {"layers": PLAIN, "dense": {}, "step": 0, "last_step": 0, "model_weights": 20000, "solver": "wanda"}
     errors = {"errors": {"encoder.0.fc1": 0.25, "head": 0.04}, "solver_seconds": 1.25, "seconds": 2.5}
     errors |= {"magnitude_reasons": {}, "blind": {}, "data_sha256": "", "phases": [], "groups": [], "history": []}
+    errors |= {"permutation": None}
     assert CALIBRATED.to_dict() == {"format_version": 1} | plain | errors | SHARES | {"is_complete": True}
 
 
