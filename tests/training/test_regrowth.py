@@ -10,7 +10,7 @@ from torch import nn
 
 import secateur
 from masking.test_regrowth import exchange_units
-from secateur.errors import ConfigError, ScoreError
+from secateur.errors import ConfigError, LayerError, ScoreError
 from secateur.training.pytorch.run import PytorchRun
 from tiny_models import mlp
 from training.models import OPTIMIZERS, Trial, backward, begin, equal_states, revived
@@ -126,6 +126,19 @@ def test_a_layer_that_the_user_froze_keeps_its_mask() -> None:
     trial.train(range(12))
     same = [torch.equal(mask, before[name]) for name, mask in trial.pruner.masks.items()]
     assert same == [True, False]
+
+
+@pytest.mark.parametrize("kind", ["rigl", "set"])
+def test_a_layer_that_is_frozen_while_weights_regrow_is_refused(kind: str) -> None:
+    trial = begin({**RIGL, "kind": kind}).train(range(3))
+    masks = trial.pruner.masks
+    weight = trial.model[2].weight.requires_grad_(requires_grad=False)
+    weight.grad = None
+    with pytest.raises(LayerError, match=r"layer '2': its weight must train with kind='.* until step 10"):
+        trial.train(range(3, 6))
+    assert all(torch.equal(mask, masks[name]) for name, mask in trial.pruner.masks.items())
+    weight.requires_grad_()
+    assert trial.train(range(4, 12)).pruner.finalize().is_complete
 
 
 def test_several_optimizers_closures_and_announced_steps_give_the_same_masks() -> None:

@@ -26,10 +26,12 @@ class GrowthScores:
 
     Attributes:
         gradients: The magnitudes of the gradients of the last update's step; ``None``: units regrow at random.
+        first_outputs: Layer → its first output channel in this process, if it has a part of the weight.
     """
 
     def __init__(self, pattern: BasePattern, weight: Callable[[str], Array]) -> None:
         self._pattern, self._weight = pattern, weight
+        self.first_outputs: dict[str, int] = {}
         by_gradient = pattern.config.model_copy(update={"criterion": "gradient"})
         self.gradients = (
             AccumulatedScores(pattern, weight, config=by_gradient) if pattern.config.kind == "rigl" else None
@@ -45,7 +47,10 @@ class GrowthScores:
             # The draws differ from those of the criterion "random", and from those of other steps.
             seed = self._pattern.config.seed << 32 | step
             config = self._pattern.config.model_copy(update={"criterion": "random", "seed": seed})
-            return AccumulatedScores(self._pattern, self._weight, config=config).stream(name, None)
+            draws = AccumulatedScores(self._pattern, self._weight, config=config)
+            for layer, row in self.first_outputs.items():
+                draws.criteria[layer].first_output = row
+            return draws.stream(name, None)
         keys = [name] if self.gradients.is_per_unit else self._pattern.units[name].parts
         if any(key not in self.gradients.totals for key in keys):
             raise ScoreError(
@@ -107,7 +112,8 @@ class RegrowthUpdater(MaskUpdater):
         return self.pattern.select_units({name: stream(name, None) for name in self.pattern.units}, counts)
 
     def _regrow(self, name: str, kept: Array, step: int, stream: Stream) -> Array:
-        count = round(self.schedule.find_regrown_share(step) * count_true(kept))
+        total = self.pattern.units[name].add(count_true(kept))
+        count = round(self.schedule.find_regrown_share(step) * total)
         if not count or self.pattern.is_frozen(name):
             return kept
         scores = unify_precision({"prune": stream(name, {name: kept}), "grow": self._growth.stream(name, step)})

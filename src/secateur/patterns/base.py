@@ -88,6 +88,7 @@ class BasePattern(Specification):
         views: Valid layer → the canonical view of its weight.
         units: Name → units that are numbered and ranked together; usually one entry per valid layer, under its name.
         weight_peers: Layer → the processes that its weights are divided over, if they are.
+        whole_views: Like `views`, but of whole weights, if this process has a part of them.
 
     Raises:
         ConfigError: The target is impossible within the bounds, or there are modules but no `tile` method or no
@@ -124,7 +125,7 @@ class BasePattern(Specification):
         self.max_sparsity_ratio_per_op = 1.0 if maximum is None else maximum
         self.keep_mask_layers: dict[str, str] = {}
         self.invalid_layers: dict[str, str] = {}
-        self.views: dict[str, WeightView] = {}
+        self.views = self.whole_views = dict[str, WeightView]()
         refuse_coupled_settings(self.config, self.coupling)
         self.weight_peers: dict[str, Peers] = {}
         self.units = self.couple(self._tile_weights())

@@ -103,9 +103,9 @@ def _distribute_globally(pattern: BasePattern) -> dict[str, int]:
             f"total, and at least one each. Lower the target, or exclude layers."
         )
     includes_kernel = pattern.config.sparsity_distribution != "er"
+    views = {name: pattern.whole_views[next(iter(units.parts))] for name, units in pattern.units.items()}
     sizes = [
-        units * _compute_density(pattern.views[next(iter(pattern.units[name].parts))], includes_kernel=includes_kernel)
-        for name, units in budget.units.items()
+        units * _compute_density(views[name], includes_kernel=includes_kernel) for name, units in budget.units.items()
     ]
     kept = divide_total(sizes, bounds, total)
     return {name: units - count for (name, units), count in zip(budget.units.items(), kept, strict=True)}

@@ -9,6 +9,8 @@ import pytest
 from distributed.models import begin, check_equal, describe, train
 from distributed.processes import run_ranks
 
+RIGL: dict[str, Any] = {"kind": "rigl", "criterion": "magnitude", "end_step": 4, "regrow_fraction": 0.5}
+
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4x1": ({"pattern": "4x1"}, {}),
     "4x1 local": ({"pattern": "4x1", "pruning_scope": "local"}, {}),
@@ -16,6 +18,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "1x1": ({"pattern": "1x1", "criterion": "magnitude"}, {}),
     "1x1 local": ({"pattern": "1x1", "pruning_scope": "local", "criterion": "gradient"}, {}),
     "2:4": ({"pattern": "2:4"}, {}),
+    "2:4-transposable": ({"pattern": "2:4-transposable"}, {}),
+    "rigl": ({"pattern": "1x1", **RIGL}, {}),
+    "rigl 3x1": ({"pattern": "3x1", **RIGL}, {}),
+    "rigl 2:4": ({"pattern": "2:4", **RIGL}, {"division": "sharded by layers"}),
+    "rigl channelx1": ({"pattern": "channelx1", **RIGL}, {}),
+    "set": ({"pattern": "1x1", **RIGL, "kind": "set"}, {}),
+    "sr_ste": ({"pattern": "2:4", **RIGL, "kind": "sr_ste", "sr_ste_decay": 0.05}, {}),
+    "sr_ste transposable": ({"pattern": "2:4-transposable", **RIGL, "kind": "sr_ste", "end_step": 2}, {}),
     "2:4 in part": ({"pattern": "2:4", "target_sparsity": 0.3, "criterion": "magnitude"}, {}),
     "1xchannel": ({"pattern": "1xchannel"}, {}),
     "channelx1": ({"pattern": "channelx1"}, {}),

@@ -21,6 +21,8 @@ RESUMED = {
     "4x1": {"pattern": "4x1"},
     "2:4": {"pattern": "2:4", "criterion_reduce_type": "max"},
     "3x1": {"pattern": "3x1"},
+    "rigl": {"pattern": "3x1", "kind": "rigl", "criterion": "magnitude", "end_step": 4, "regrow_fraction": 0.5},
+    "sr_ste": {"pattern": "2:4", "kind": "sr_ste", "criterion": "magnitude", "end_step": 4},
 }
 BREAK = 2
 
@@ -171,7 +173,6 @@ def fail() -> dict[str, str]:
     attempt("nan", spoil)
     attempt("nan in a gradient", spoil_gradient)
     attempt("violation", violate)
-    attempt("regrowth", lambda: prepare({"pattern": "4x1", "kind": "rigl", "criterion": "magnitude"}))
     return messages
 
 
@@ -192,7 +193,6 @@ def test_two_processes_agree_and_fail_together() -> None:
         "other model": "RankError: Ranks must have the same model, but rank 1",
         "nan in a gradient": "ScoreError: layer '0': scores must be numbers, found nan",
         "violation": "pruned weights are not zero",
-        "regrowth": "LayerError: layer '0': its weight is sharded, which kind='rigl' does not support",
     }.items():
         assert reason in first.get(name, "no error"), name
         assert reason in second.get(name, "no error"), name

@@ -68,6 +68,25 @@ class PytorchRun(Run[TrainedParameter]):
             return
         self._add_scores(self.scores, optimizer)
 
+    def masks_after(self, step: int) -> dict[str, Array]:
+        """See `Run.masks_after`.
+
+        Raises:
+            LayerError: Weights of a layer would regrow, and do not train.
+        """
+        if self.growth is not None and step > 0 and self.updater.changes_masks(step):
+            self._refuse_frozen()
+        return super().masks_after(step)
+
+    def _refuse_frozen(self) -> None:
+        for name, weight in self.weights.items():
+            if not weight.parameter.requires_grad and name not in self.pattern.keep_mask_layers:
+                raise LayerError(
+                    f"layer {name!r}: its weight must train with kind={self.config.kind!r}, because regrown weights "
+                    f"start at zero, and it is frozen (requires_grad=False). Unfreeze it until step {self.last_step}, "
+                    f"or exclude the layer."
+                )
+
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """See `Run.set_masks`. Weights that are pruned, or regrow, lose their state in the optimizers."""
         if self.growth is not None:

@@ -17,11 +17,11 @@ import torch
 from secateur._array import Array, to_numpy
 from secateur.distributed.pytorch.lockstep import check_lockstep
 from secateur.distributed.pytorch.shards import is_sharded
-from secateur.errors import LayerError, StateError
+from secateur.errors import StateError
 from secateur.masking.run_options import RunOptions
 from secateur.patterns import BasePattern
 from secateur.training.pytorch.run import PytorchRun
-from secateur.training.pytorch.sharded_weight import ShardedParameter, divide_pattern
+from secateur.training.pytorch.sharded_weight import ShardedLatentParameter, ShardedParameter, divide_pattern
 from secateur.training.pytorch.weight import TrainedParameter
 from secateur.training.resume import refuse_other_runs
 
@@ -44,8 +44,10 @@ class ShardedRun(PytorchRun):
         for layer, weight in sharded.items():
             if weight.parts is not None:
                 self.scores.criteria[layer].first_output = weight.parts.rows.start
+                if self.growth is not None:
+                    self.growth.first_outputs[layer] = weight.parts.rows.start
         self._ranks = dict.fromkeys(ranks for weight in sharded.values() for ranks in weight.layout.ranks)
-        reads_steps = self.scores.is_accumulated or self.config.reg_type is not None
+        reads_steps = self.scores.is_accumulated or self.config.reg_type is not None or self.config.kind == "rigl"
         self._sends_in_steps = reads_steps and not all(weight.is_scored_alone for weight in sharded.values())
 
     def accumulate_scores(self, step: int, optimizer: Any) -> None:
@@ -77,8 +79,12 @@ class ShardedRun(PytorchRun):
             "has_scores": list(self.scores.totals),
             "score_shapes": {key: self._get_whole_shape(key) for key in self._totals},
         }
+        latent = {name: weight for name, weight in self.weights.items() if isinstance(weight, ShardedLatentParameter)}
+        if latent:
+            plain["has_latent"] = [name for name, weight in latent.items() if weight.latent is not None]
         return {
             "plain": json.dumps(plain),
+            **({"latent": {name: weight.show_latent() for name, weight in latent.items()}} if latent else {}),
             "masks": {name: weight.show_mask() for name, weight in self.weights.items()},
             "scores": {name: self._save(name, self._get_total(name), self._get_step(name)) for name in self._totals},
             **{key: self._save_units(progress[key]) for key in UNIT_MASKS[: 1 + (self.config.kind == "progressive")]},
@@ -96,6 +102,8 @@ class ShardedRun(PytorchRun):
         self.replace_maximum(state["config"].get("max_sparsity_ratio_per_op"))
         for name, weight in self.weights.items():
             weight.load_mask(state["masks"].get(name))
+            if isinstance(weight, ShardedLatentParameter):
+                weight.load_latent(state["latent"].get(name))
         self.updater.restore({key: self._load_units(value) for key, value in state["progress"].items()})
         self.scores.totals = {
             key: self._load(key, total, self._get_step(key)).reshape(self.scores.shapes[key]).clone()
@@ -162,18 +170,8 @@ class ShardedRun(PytorchRun):
 
 
 def make_run(pattern: BasePattern, weights: Mapping[str, TrainedParameter], options: RunOptions | None) -> PytorchRun:
-    """Make the run of a pattern, according to whether its weights are sharded.
-
-    Raises:
-        LayerError: A weight is sharded, and the kind of the run regrows.
-    """
-    sharded = [name for name in pattern.views if isinstance(weights[name], ShardedParameter)]
-    if sharded and pattern.config.has_regrowth:
-        raise LayerError(
-            f"layer {sharded[0]!r}: its weight is sharded, which kind={pattern.config.kind!r} does not support. Train "
-            f"with DistributedDataParallel, or use kind='iterative'."
-        )
-    kind = ShardedRun if sharded else PytorchRun
+    """Make the run of a pattern, according to whether its weights are sharded."""
+    kind = ShardedRun if any(isinstance(weights[name], ShardedParameter) for name in pattern.views) else PytorchRun
     return kind(divide_pattern(pattern, weights, options), weights, options)
 
 
@@ -203,6 +201,7 @@ def _unpack_run(run: Any) -> Any:
     return {
         "config": plain["config"],
         "shapes": plain["shapes"],
+        **({"latent": {name: run["latent"][name] for name in plain["has_latent"]}} if "has_latent" in plain else {}),
         "masks": {name: run["masks"][name] for name in plain["has_masks"]},
         "progress": {**units, **plain["progress"]},
         "scores": {name: _restore_shape(run["scores"][name], shapes.get(name)) for name in plain["has_scores"]},

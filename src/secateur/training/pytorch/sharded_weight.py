@@ -36,7 +36,7 @@ from secateur.patterns.reduction import REDUCTIONS, find_steps
 from secateur.training.pytorch.latent_weight import LatentParameter
 from secateur.training.pytorch.weight import ParameterSlot, TrainedParameter
 
-__all__ = ["ShardedParameter", "divide_pattern", "make_weight"]
+__all__ = ["ShardedLatentParameter", "ShardedParameter", "divide_pattern", "make_weight"]
 
 
 class ShardedParameter(TrainedParameter):
@@ -148,6 +148,10 @@ class ShardedParameter(TrainedParameter):
         """See `PrunedWeight.count_kept`. This is collective."""
         return self.layout.add(0 if self.mask is None else count_true(self.mask))
 
+    def clear_optimizer_state(self, mask: torch.Tensor) -> None:
+        """See `TrainedParameter.clear_optimizer_state`. Unless parts are shards, this is collective."""
+        super().clear_optimizer_state(self._distribute(mask))
+
     def shrink(self, factors: torch.Tensor) -> None:
         """See `TrainedParameter.shrink`."""
         self.stored.mul_(self._distribute(self.part_view.to_stored(factors)).to(self.parameter.dtype))
@@ -193,6 +197,25 @@ class ShardedParameter(TrainedParameter):
         return self.layout.take(part) if self.parts is None else self.parts.distribute(part)
 
 
+class ShardedLatentParameter(LatentParameter, ShardedParameter):
+    """A weight that is divided over processes, and whose pruned values keep training; every process has its shard."""
+
+    def canonical(self) -> torch.Tensor:
+        """See `LatentParameter.canonical`. Unless parts are shards, this is collective."""
+        return read_canonical(self._collect(self._read_all()), self.part_view)
+
+    def show_latent(self) -> torch.Tensor:
+        """Return the latent values as a DTensor; those of the weight if pruned weights do not train."""
+        shown: torch.Tensor = self.layout.wrap((self.stored if self.latent is None else self.latent).clone())
+        return shown
+
+    def load_latent(self, latent: torch.Tensor | None) -> None:
+        """See `LatentParameter.load_latent`; a plain tensor has the values of the whole weight."""
+        if latent is not None:
+            latent = get_local(latent) if is_sharded(latent) else self.layout.take(latent)
+        super().load_latent(latent)
+
+
 class PartFramework(PytorchFramework):
     """Reads the parts of weights, which stand in for their layers."""
 
@@ -203,9 +226,10 @@ class PartFramework(PytorchFramework):
 
 def make_weight(name: str, pattern: BasePattern, slot: ParameterSlot) -> TrainedParameter:
     """Make the weight of a layer, according to the type of its parameter."""
-    whole = LatentParameter if pattern.config.kind == "sr_ste" else TrainedParameter
-    kind = ShardedParameter if is_sharded(slot.parameter) else whole
-    return kind(name, pattern, slot)
+    kinds: tuple[type[TrainedParameter], type[TrainedParameter]] = TrainedParameter, ShardedParameter
+    if pattern.config.kind == "sr_ste":
+        kinds = LatentParameter, ShardedLatentParameter
+    return kinds[is_sharded(slot.parameter)](name, pattern, slot)
 
 
 def divide_pattern(

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from secateur._array import count_true, to_numpy
 from secateur._wording import format_list
+from secateur.distributed.pytorch.shards import get_local
 from secateur.errors import LayerError
 from secateur.frameworks.pytorch import (
     OwnedWeight,
@@ -218,8 +219,10 @@ class TrainedParameter(ParameterWeight):
             states = getattr(optimizer, "state", {})  # a loop that announces its steps has an optimizer of its own
             for value in states[self.parameter].values() if self.parameter in states else ():
                 # Optimizers with 8-bit states store codes, and code 0 does not stand for zero.
-                if isinstance(value, torch.Tensor) and value.shape == unchanged.shape and value.is_floating_point():
-                    apply_mask(value, unchanged)
+                if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                    continue
+                if (state := get_local(value)).shape == unchanged.shape:
+                    apply_mask(state, unchanged)
 
     def _find_problem_of_values(self) -> str | None:
         shape, expected = tuple(self.parameter.shape), tuple(self.view.shape)
