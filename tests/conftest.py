@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import takewhile
 
 import pytest
 from hypothesis import settings
@@ -36,10 +37,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def written_modules_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Forget modules that a test wrote and imported: a later test would find them in place of a package."""
-    before = set(sys.modules)
+    last = next(reversed(sys.modules))
     yield
     folder = str(tmp_path_factory.getbasetemp())
-    for name in sys.modules.keys() - before:
+    for name in list(takewhile(lambda name: name != last, reversed(sys.modules))):
         if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
             del sys.modules[name]
 

@@ -21,6 +21,8 @@ PICKLING = frozenset({"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "jo
 
 RUNNING = frozenset({"eval", "exec", "compile", "__import__"})
 
+OPTIONS = frozenset({"allow_pickle", "weights_only"})
+
 
 def imported(tree: ast.AST) -> Iterator[str]:
     """The top names of what a module imports."""
@@ -37,8 +39,9 @@ def loads(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        name = ast.unparse(node.func)
-        options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+        last = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        name = ast.unparse(node.func) if last in RUNNING | {"load", "loads"} else ""
+        options = {option.arg: ast.unparse(option.value) for option in node.keywords if option.arg in OPTIONS}
         if name.endswith("torch.load") and options.get("weights_only") != "True":
             yield name
         if options.get("allow_pickle") == "True" or name in RUNNING or name.endswith(("pickle.load", "pickle.loads")):
