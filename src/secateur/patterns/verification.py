@@ -60,7 +60,7 @@ def verify_zeros(masks: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[s
     wrong = {}
     for name, weight in weights.items():
         mask = masks.get(name)
-        if mask is not None and (nonzero := count_true(weight[~mask] != 0)):
+        if mask is not None and (nonzero := count_true((weight != 0) & ~mask)):
             wrong[name] = f"{nonzero} pruned weights are not zero. {ADVICE}"
         elif has_nan(weight):
             wrong[name] = "its weights contain nan"
