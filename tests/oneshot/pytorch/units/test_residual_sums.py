@@ -11,6 +11,7 @@ from oneshot.unit_cases import CASES
 from secateur.graph import trace
 from secateur.oneshot.pytorch.units import residual_sums
 from secateur.oneshot.pytorch.units.residual_sums import Comparison, DenseSums
+from secateur.oneshot.pytorch.units.unit_problems import Correction
 
 
 class Branch(nn.Module):
@@ -21,7 +22,8 @@ class Branch(nn.Module):
         self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs + self.down(torch.relu(self.up(self.norm(inputs))))
+        outputs: torch.Tensor = inputs + self.down(torch.relu(self.up(self.norm(inputs))))
+        return outputs
 
 
 class Twice(Branch):
@@ -33,12 +35,13 @@ class Scaled(Branch):
     """The output is not what is added."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs + 2 * self.down(torch.relu(self.up(self.norm(inputs))))
+        outputs: torch.Tensor = inputs + 2 * self.down(torch.relu(self.up(self.norm(inputs))))
+        return outputs
 
 
 class InPlace(Branch):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        outputs = self.down(torch.relu(self.up(self.norm(inputs))))
+        outputs: torch.Tensor = self.down(torch.relu(self.up(self.norm(inputs))))
         outputs += inputs
         return outputs
 
@@ -115,7 +118,7 @@ def test_layers_that_read_units_of_transformers_are_compared(name: str, monkeypa
     seen: set[str] = set()
     read = Comparison.read
 
-    def record(self: Comparison, names: list[str]) -> dict[str, residual_sums.Correction]:
+    def record(self: Comparison, names: list[str]) -> dict[str, Correction]:
         corrections = read(self, names)
         seen.update(corrections)
         return corrections
