@@ -121,6 +121,8 @@ def test_violations_in_either_direction() -> None:
     assert pattern.violations({"fc": mask}, sparsity=0.25) == {"fc": f"{reason} but not all"}
     assert pattern.violations({"fc": np.ones_like(mask)}, sparsity=0.25) == {}
     assert array_pattern("2:4", {"fc": view(4, 1, 8)}).violations({"fc": mask}) == {}
+    other = array_pattern("2:4-transposable", {"fc": view(8, 1, 4)})
+    assert other.violations({"fc": mask.transpose(2, 1, 0)}) == {"fc": reason}
 
 
 def test_zeros_count_as_pruned_in_tiles_with_a_mask_for_the_rest() -> None:
