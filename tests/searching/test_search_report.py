@@ -137,3 +137,19 @@ def test_data_frames_need_pandas(finished_search: SearchReport, monkeypatch: pyt
     assert [row["number"] for row in rows] == list(range(40))
     assert rows[0]["pattern"] == finished_search.trials[0].values["pattern"]
     assert rows[0]["cost"] == finished_search.trials[0].cost
+
+
+@pytest.mark.parametrize(
+    ("cost", "scale", "labels"),
+    [
+        ("parameters", 1000, ["20,000", "40,000", "60,000", "80,000", "100,000"]),
+        ("bytes", 1000, ["20.0 kB", "40.0 kB", "60.0 kB", "80.0 kB", "100.0 kB"]),
+        ("latency", 1e-3, ["20 ms", "40 ms", "60 ms", "80 ms", "100 ms"]),
+    ],
+)
+def test_labels_of_costs_have_units(cost: str, scale: float, labels: list[str]) -> None:
+    trials = [make_trial(number, scale * value, 0.5) for number, value in enumerate((20.0, 80.0))]
+    dense = DenseResult(quality=0.9, repeated_quality=0.9, cost=100 * scale)
+    content = make_search_front(make_report(*trials, cost=cost, dense=dense).summarize())
+    assert content is not None
+    assert [tick.label for tick in content["chart"]["x_ticks"]] == labels

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from secateur._wording import make_printable_line
 from secateur.report import charts
 from secateur.report.charts import ChartAxis
+from secateur.report.quantities import format_amount
 from secateur.results import SearchSummary, Summary, TrialPoint
 
 __all__ = ["make_search_front"]
 
 MARGIN = 0.06
 """Share of an axis that stays free at each end."""
+
+UNITS = {"bytes as saved": "bytes", "seconds per call": "seconds"}
+"""Costs whose unit is part of the labels of ticks; others are counts."""
 
 OUTLIERS = 3.0
 """Trials further beyond the front than this multiple of its height are drawn at the edge of the chart."""
@@ -59,8 +64,8 @@ def _draw(search: SearchSummary, front: list[TrialPoint], measured: list[TrialPo
         "points": points,
         "dense": {"x": x.place(search.dense_cost), "y": y.place(dense_quality)},
         "dense_title": f"dense: {search.dense_quality:.5g} at {search.dense_cost:,.6g}",
-        "x_ticks": x.list_ticks("{:,.4g}".format),
-        "y_ticks": y.list_ticks("{:,.4g}".format),
+        "x_ticks": x.list_ticks(partial(format_amount, unit=UNITS.get(search.cost, ""))),
+        "y_ticks": y.list_ticks(partial(format_amount, unit="")),
     }
 
 
