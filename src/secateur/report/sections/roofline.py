@@ -11,6 +11,7 @@ from typing import Any
 from secateur._wording import make_printable_line
 from secateur.report import charts
 from secateur.report.charts import ChartAxis
+from secateur.report.quantities import format_amount
 from secateur.results import LayerRecord, Summary
 
 __all__ = ["make_roofline"]
@@ -56,8 +57,8 @@ def make_roofline(summary: Summary) -> dict[str, Any] | None:
         "points": [_draw(layer, x, y) for layer in layers],
         "peak": f"{peak / 1e9:.3g}",
         "bandwidth": f"{bandwidth / 1e9:.3g}",
-        "x_ticks": x.list_ticks("{:,.3g}".format),
-        "y_ticks": y.list_ticks(lambda speed: f"{speed / 1e9:,.3g}"),
+        "x_ticks": x.list_ticks(lambda intensity: format_amount(intensity, "")),
+        "y_ticks": y.list_ticks(lambda speed: format_amount(speed / 1e9, "")),
         "charts": charts,
     }
 
