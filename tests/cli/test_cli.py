@@ -16,7 +16,7 @@ from cli.kit import model, run, run_json
 from secateur._packages import get_install_command
 from secateur.cli import app
 from secateur.cli.app import GARBAGE_THRESHOLD
-from secateur.cli.options import ALLOCATIONS, PATTERNS, REFINERS, SOLVERS
+from secateur.cli.options import ALLOCATIONS, PATTERNS, RECIPES, REFINERS, SOLVERS
 
 FLAGS = {
     "": {"--debug", "--help", "--install-completion", "--show-completion", "--version"},
@@ -34,9 +34,11 @@ FLAGS = {
         "--json",
         "--length",
         "--low-memory",
+        "--minutes",
         "--out",
         "--pattern",
         "--permute",
+        "--recipe",
         "--refine",
         "--report",
         "--sequences",
@@ -327,6 +329,7 @@ def test_a_shell_completes_commands_and_names() -> None:
 
 def test_completed_names_exist() -> None:
     import secateur.allocations
+    import secateur.oneshot.pytorch.named_recipes
     import secateur.refiners
     import secateur.solvers
     from secateur.patterns.base import get_pattern_class
@@ -337,6 +340,7 @@ def test_completed_names_exist() -> None:
         (ALLOCATIONS, secateur.allocations.ALLOCATIONS),
     ):
         assert set(names) == {name for name, kind in registry.items() if kind.__module__.startswith("secateur.")}
+    assert set(RECIPES) == set(secateur.oneshot.pytorch.named_recipes.RECIPES)
     assert all(map(get_pattern_class, PATTERNS))
 
 

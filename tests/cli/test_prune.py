@@ -157,6 +157,15 @@ def test_channels_are_reordered_first() -> None:
     assert run("verify", "out", "--pattern", "2:4").exit_code == 0
 
 
+def test_a_recipe_with_a_time_limit() -> None:
+    np.savez("inputs.npz", np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32))
+    options = ["--recipe", "best", "--minutes", "0.02", "--calibration", "inputs.npz", "--out", "out"]
+    report = run_json("prune", "cli_nets:build", "--pattern", "2:4", *options)
+    assert report["solver"].startswith("ALPS")
+    assert report["phases"][-1]["name"] == "Distill"
+    assert report["sparsity"] == 0.5
+
+
 def test_an_allocation(folder: Path) -> None:
     (folder / "pruning.yaml").write_text("pattern: 4x1\ntarget_sparsity: 0.5\n", "utf-8")
     report = run_json("prune", "cli_nets:build", "--config", "pruning.yaml", "--allocation", "uniform", "--out", "out")
@@ -202,6 +211,9 @@ def test_an_artifact_is_pruned_further_and_replaced() -> None:
         (["--pattern", "2:x"], "Unknown pattern '2:x'. Did you mean '2:4'?"),
         (["--solver", "wnada"], "Unknown solver 'wnada'. Did you mean 'wanda'?"),
         (["--refine", "pgc"], "Unknown refiner 'pgc'. Did you mean 'pcg'?"),
+        (["--recipe", "bst"], "Unknown recipe 'bst'. Did you mean 'best'?"),
+        (["--recipe", "best", "--solver", "alps"], "recipe='best' chooses the solver and the refiners. Leave out sol"),
+        (["--minutes", "3"], "minutes is the time limit of a recipe, and none is given."),
         (["--allocation", "olw"], "Unknown allocation 'olw'. Did you mean 'owl'?"),
         (["--sequences", "8"], "--sequences is for calibration data, which --solver magnitude does not use."),
         (["--device", "cpu"], "--device is for calibration data, which --solver magnitude does not use."),

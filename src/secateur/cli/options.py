@@ -20,6 +20,7 @@ __all__ = [
     "GROUP_PATTERNS",
     "LAYER_SOLVERS",
     "PATTERNS",
+    "RECIPES",
     "REFINERS",
     "SOLVERS",
     "UNIT_REFINERS",
@@ -43,6 +44,7 @@ PATTERNS = ("1x1", "2:4", "1:4", "4:8", "4x1", "1x16", "16x16", "1xchannel", "ch
 
 LAYER_SOLVERS = ("magnitude", "wanda", "ria", "sparsegpt", "alps")
 SOLVERS = (*LAYER_SOLVERS, "osscar", "ziplm", "taylor", "fisher")
+RECIPES = ("best",)
 REFINERS = ("dsnot", "swap", "pcg", "ridge", "bias", "block", "distill")
 UNIT_SOLVERS = ("osscar", "ziplm", "fisher", "taylor", "wanda", "magnitude")
 UNIT_REFINERS = ("ridge", "bias", "block", "distill")

@@ -27,17 +27,21 @@ __all__ = ["Method", "PruneJob", "count_bytes", "read_allocation"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """The solver, refiners and allocation.
+    """The solver, refiners and allocation, or a recipe for the first two.
 
     Attributes:
         solver: Name of the solver.
         refine: Names of the refiners, in order.
+        recipe: Name of a recipe, which chooses the solver and the refiners.
+        minutes: Time limit of the recipe.
         allocation: Name of the allocation, or a sensitivity report; by default, the scope in the configuration decides.
         permute: Whether channels are reordered first.
     """
 
     solver: str = "magnitude"
     refine: tuple[str, ...] = ()
+    recipe: str | None = None
+    minutes: float | None = None
     allocation: str | SensitivityReport | None = None
     permute: bool = False
 
@@ -47,8 +51,15 @@ class Method:
 
         Raises:
             UnknownNameError: A name is unknown.
+            ConfigError: The recipe and other options contradict each other.
             MissingPackageError: The method needs torch, which is not installed.
         """
+        if self.recipe is not None or self.minutes is not None:
+            require_packages("torch", extra="torch")
+            from secateur.oneshot.pytorch.named_recipes import choose_members
+
+            choose_members(self.recipe, self.minutes, self.solver, self.refine, has_units=False)
+            return True
         is_plain = self.allocation is None or isinstance(self.allocation, SensitivityReport)
         if (self.solver, self.refine) == ("magnitude", ()) and is_plain and not self.permute:
             return False

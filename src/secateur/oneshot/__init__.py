@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from secateur._progress import ProgressDisplay
 from secateur.config import ConfigLike
@@ -24,6 +24,8 @@ def prune(
     calibration: Calibration | Iterable[Any] | None = None,
     solver: Any = "magnitude",
     refine: Any = (),
+    recipe: Literal["best"] | None = None,
+    minutes: float | None = None,
     allocation: Any = None,
     execution: Execution | None = None,
     loss: Callable[[Any, Any], Any] | None = None,
@@ -52,6 +54,13 @@ def prune(
         refine: Refiners that repair the kept weights, in order: ``"dsnot"``, ``"swap"`` and ``"pcg"`` (layer by
             layer), or for channels and heads ``"ridge"`` and ``"bias"``; ``"block"`` (block by block), ``"distill"``
             (the whole model), refiner objects, or a list of them.
+        recipe: ``"best"`` chooses the solver and the refiners: the most accurate solver of layers (``"alps"``) or of
+            channels and heads (``"osscar"``), and then distillation of the whole model, which keeps the best weights by
+            the loss on a sixteenth of the sequences.
+        minutes: Time limit of a recipe. Pruning itself is always completed; distillation then gets the rest of the
+            time. How many steps that allows depends on the machine and what else it does, so equal calls give
+            slightly different weights. ``None``: a fixed number of steps, with equal results. For other numbers, pass
+            the members: ``solver="alps", refine=Distill(steps=100, held_out=1 / 16)``.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
             ``"sensitivity"``, the result of `secateur.sensitivity` (also without calibration data, and for Keras
             models) or an allocation object; ``"uniform"`` or ``"global"`` for channels and heads. ``None`` follows
@@ -90,6 +99,14 @@ def prune(
         >>> secateur.prune(model, config, calibration=batches, solver="alps").sparsity
         0.5
 
+        With a minute of time, and more for larger models:
+
+        >>> report = secateur.prune(
+        ...     model, "2:4", calibration=batches, recipe="best", minutes=1
+        ... )
+        >>> [phase.name for phase in report.phases]
+        ['layers and blocks', 'the outputs of the dense model', 'Distill']
+
         Channels and heads are removed from all layers that have slices of them:
 
         >>> config = {"pattern": "channels", "target_sparsity": 0.5}
@@ -110,6 +127,8 @@ def prune(
         "calibration": calibration,
         "solver": solver,
         "refine": refine,
+        "recipe": recipe,
+        "minutes": minutes,
         "allocation": allocation,
         "execution": execution,
         "loss": loss,

@@ -13,6 +13,7 @@ from secateur._progress import ProgressDisplay
 from secateur.cli.messages import say
 from secateur.cli.options import (
     ALLOCATIONS,
+    RECIPES,
     REFINERS,
     SOLVERS,
     AsJson,
@@ -53,6 +54,16 @@ def prune(
             "bias, block or distill. Can be repeated.",
             autocompletion=complete_names(REFINERS),
         ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --solver and --refine: best, the most accurate solver, then distillation.",
+            autocompletion=complete_names(RECIPES),
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time limit of the recipe; pruning itself is always completed.")
     ] = None,
     allocation: Annotated[
         str | None,
@@ -102,6 +113,8 @@ def prune(
 
     secateur prune ./my-llama --pattern 2:4 --solver alps --refine block --out pruned
 
+    secateur prune ./my-llama --pattern 2:4 --recipe best --minutes 20 --out pruned
+
     secateur prune ./my-llama --pattern 2:4 --solver wanda --calibration wiki.txt --sequences 128 --out pruned
 
     secateur prune my_nets:build --weights net.pt --config pruning.yaml --out pruned
@@ -123,7 +136,12 @@ def prune(
             weights=weights,
             settings=settings,
             method=Method(
-                solver=solver, refine=tuple(refine or ()), allocation=read_allocation(allocation), permute=permute
+                solver=solver,
+                refine=tuple(refine or ()),
+                recipe=recipe,
+                minutes=minutes,
+                allocation=read_allocation(allocation),
+                permute=permute,
             ),
             data=CalibrationOptions(file=calibration, sequences=sequences, length=length, device=processes.device),
             target=Destination(out, is_written=processes.is_leader),

@@ -24,6 +24,7 @@ from secateur.oneshot.pytorch.calibrated_run import CalibratedRun
 from secateur.oneshot.pytorch.calibration.batches import move_to, read_batches
 from secateur.oneshot.pytorch.calibration.calibration_loss import Loss
 from secateur.oneshot.pytorch.gradient_run import GradientRun, refuse_without_gradients
+from secateur.oneshot.pytorch.named_recipes import choose_members
 from secateur.oneshot.pytorch.permutation.grouped_layers import refuse_patterns
 from secateur.oneshot.pytorch.recipe import Recipe
 from secateur.oneshot.pytorch.storage.memory_errors import explain_out_of_memory
@@ -46,6 +47,8 @@ def prune(
     calibration: Calibration | Iterable[Any] | None = None,
     solver: Any = "magnitude",
     refine: Any = (),
+    recipe: str | None = None,
+    minutes: float | None = None,
     allocation: Any = None,
     execution: Execution | None = None,
     loss: Loss | None = None,
@@ -56,6 +59,7 @@ def prune(
     with join_team(calibration, execution) as team:
         config = make_config(config)
         has_units = bool(list_couplings(config))
+        solver, refine = choose_members(recipe, minutes, solver, refine, has_units=has_units)
         needs_gradients = _needs_gradients(config, calibration, solver, loss, has_units=has_units)
         refuse_several(team, has_units=has_units, needs_gradients=needs_gradients)
         if has_units and execution is not None:
@@ -65,6 +69,7 @@ def prune(
         make_plan = partial(plan, model, example_inputs=example_inputs, prune_frozen=True)
         if needs_gradients:
             options = {
+                "recipe": recipe is not None,
                 "solver": solver != "magnitude",
                 "refine": refine not in ((), []),
                 "execution": _has_settings(execution),
@@ -79,11 +84,11 @@ def prune(
             # With calibration data, scores of different layers are rarely comparable, so the default is local.
             is_global = config.pruning_scope == "global" and calibration is not None
             allocation = "global" if is_global else "uniform"
-        recipe = replace(Recipe.from_names(solver, refine, allocation), permute=permute)
+        method = replace(Recipe.from_names(solver, refine, allocation), loss=loss, minutes=minutes, permute=permute)
         scope: Literal["global", "local"] = "local" if allocation == "uniform" else "global"
         model_plan = make_plan(drop_schedule(config, default_scope=scope))
         if calibration is None:
-            recipe.refuse_without_data()
+            method.refuse_without_data()
             if execution is not None:
                 raise ConfigError(
                     "execution has no effect without calibration data. Pass calibration, or leave it out."
@@ -93,14 +98,14 @@ def prune(
             }
             with torch.no_grad(), explain_out_of_memory():
                 size = sum(weight.numel() for weight in unwrap_model(model).parameters())
-                return prune_weights(model_plan, weights, size, sensitivity=recipe.sensitivity)
+                return prune_weights(model_plan, weights, size, sensitivity=method.sensitivity)
         batches, execution = split_calibration(calibration, execution)
         with explain_out_of_memory():
             if removes_units(model_plan):
                 if permute:
                     refuse_patterns(model_plan.patterns)
-                return UnitRun(model, model_plan, replace(recipe, loss=loss), batches, execution).prune()
-            return CalibratedRun(model, model_plan, recipe, batches, execution, team).prune()
+                return UnitRun(model, model_plan, method, batches, execution).prune()
+            return CalibratedRun(model, model_plan, method, batches, execution, team).prune()
 
 
 @contextmanager

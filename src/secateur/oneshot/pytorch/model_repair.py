@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from secateur.oneshot.report import Phase
 from secateur.refiners.base import ModelTask
 
 __all__ = ["ModelRepair"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -94,6 +98,7 @@ class ModelRepair:
                 targets=dense,
                 team=self.team,
                 seconds=self._measure_seconds_left(),
+                clock=time.perf_counter,
                 report_step=partial(self._report_step, stage),
             )
             remark = refiner.refine(task) or ""
@@ -104,7 +109,14 @@ class ModelRepair:
         """Return what is left of the time limit of the run, by the clock of rank 0."""
         if self.recipe.minutes is None:
             return None
-        return self.team.share(60 * self.recipe.minutes - (time.perf_counter() - self.start))
+        seconds = self.team.share(60 * self.recipe.minutes - (time.perf_counter() - self.start))
+        if seconds <= 0 and self.team.is_leader:
+            logger.warning(
+                "Pruning took all of the %g minutes, so the model was not tuned. Give it more, such as %.0f.",
+                self.recipe.minutes,
+                math.ceil(4 * (self.recipe.minutes - seconds / 60)),
+            )
+        return seconds
 
     def _report_step(self, stage: int, step: int, steps: int | None, seconds_left: float | None) -> None:
         total = "" if steps is None else f" of {steps}"

@@ -1,0 +1,70 @@
+"""Recipes by name: a solver and refiners that go together, within a time limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from secateur._wording import suggest_name
+from secateur.errors import ConfigError, UnknownNameError
+from secateur.refiners import Distill, Refiner
+from secateur.solvers import ALPS, OSSCAR, Solver, UnitSolver
+
+__all__ = ["RECIPES", "Members", "choose_members"]
+
+HELD_OUT = 1 / 16
+"""Share of the calibration sequences that are held out, so that training stops if it no longer helps."""
+
+MAX_STEPS = 1_000
+"""Maximum number of steps, however much time there is: dozens of passes over the usual calibration data."""
+
+
+class Members(NamedTuple):
+    """The members of a recipe.
+
+    Attributes:
+        solver: Prunes each layer, or each group of units.
+        refiners: Repair the kept weights, in order.
+    """
+
+    solver: Solver | UnitSolver
+    refiners: tuple[Refiner, ...]
+
+
+def _build_best(*, has_units: bool, has_limit: bool) -> Members:
+    """Return the most accurate solver, and distillation, which gains most per minute after it."""
+    distill = Distill(steps=MAX_STEPS if has_limit else None, held_out=HELD_OUT)
+    return Members(OSSCAR() if has_units else ALPS(), (distill,))
+
+
+RECIPES: Mapping[str, Callable[..., Members]] = {"best": _build_best}
+"""Name → function that builds the members, for single layers or for units in several, with or without a time limit."""
+
+
+def choose_members(
+    recipe: str | None, minutes: float | None, solver: Any, refine: Any, *, has_units: bool
+) -> tuple[Any, Any]:
+    """Return the solver and the refiners: those of the recipe, if there is one.
+
+    Raises:
+        ConfigError: Arguments contradict each other, or the time limit is not a positive number.
+        UnknownNameError: There is no such recipe.
+    """
+    if recipe is None:
+        if minutes is not None:
+            raise ConfigError(
+                "minutes is the time limit of a recipe, and none is given. Pass recipe='best', or "
+                "refine=Distill(minutes=...)."
+            )
+        return solver, refine
+    if recipe not in RECIPES:
+        raise UnknownNameError(
+            f"Unknown recipe {recipe!r}.{suggest_name(str(recipe), RECIPES)} Known: {', '.join(RECIPES)}."
+        )
+    for name, is_given in {"solver": solver != "magnitude", "refine": refine not in ((), [])}.items():
+        if is_given:
+            raise ConfigError(f"recipe={recipe!r} chooses the solver and the refiners. Leave out {name} or recipe.")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ConfigError(f"minutes must be a number above 0, found {minutes}.")
+    return RECIPES[recipe](has_units=has_units, has_limit=minutes is not None)
