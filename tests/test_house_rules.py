@@ -54,6 +54,7 @@ EXCEPTIONS: dict[str, str] = {
     "cli/commands/bench.py::bench: parameters": OPTIONS,
     "cli/commands/prune.py::prune: parameters": OPTIONS,
     "cli/commands/sensitivity.py::sensitivity: parameters": OPTIONS,
+    "cli/commands/search.py::search: parameters": OPTIONS,
     "cli/commands/slim.py::slim: parameters": OPTIONS,
     "compat/neural_compressor/compression/pruner/__init__.py::prepare_pruning: parameters": INTERFACE,
     "compat/neural_compressor/config.py::WeightPruningConfig.__init__: positional boolean": INTERFACE,

@@ -10,7 +10,7 @@ import re
 from inspect import cleandoc
 
 from secateur.cli.app import Command, app
-from secateur.cli.commands import bench, convert, demo, inspect, plan, prune, report, sensitivity, slim, verify
+from secateur.cli.commands import bench, convert, demo, inspect, plan, prune, report, search, sensitivity, slim, verify
 
 __all__ = ["app"]
 
@@ -20,5 +20,5 @@ def _format_help(text: str | None) -> str:
     return re.sub(r"(?<!\n)\n(?!\n)", " ", cleandoc(text or ""))
 
 
-for _command in (plan, sensitivity, prune, slim, report, verify, inspect, bench, convert, demo):
+for _command in (plan, sensitivity, search, prune, slim, report, verify, inspect, bench, convert, demo):
     app.command(cls=Command, help=_format_help(_command.__doc__))(_command)

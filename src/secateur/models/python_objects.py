@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Any
 
 from secateur._packages import get_install_command, get_keras_backend, is_installed, require_keras
 from secateur._third_party import describe_error, is_failure
-from secateur._wording import suggest_name
-from secateur.errors import MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
+from secateur._wording import format_value, suggest_name
+from secateur.errors import ConfigError, MissingPackageError, ModelLoadError, SecateurError, UnknownNameError
 
-__all__ = ["load_object"]
+__all__ = ["load_function", "load_object"]
 
 
 def load_object(module: str, name: str) -> Any:
@@ -31,6 +31,25 @@ def load_object(module: str, name: str) -> Any:
     with _import_path(Path.cwd()):
         value = _get_attribute(_import_module(module), name)
         return _call_factory(value, f"{module}:{name}") if _is_factory(value) else value
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """Load a function, given as ``package.module:name``.
+
+    Raises:
+        ConfigError: The reference has another form, or is not a function.
+        UnknownNameError: The module does not exist, or has no such attribute.
+        MissingPackageError: The module imports a package that is not installed.
+        ModelLoadError: The code of the module raised another error.
+    """
+    module, colon, name = reference.partition(":")
+    if not (module and colon and name):
+        raise ConfigError(f"A function must be given as package.module:name, found {format_value(reference)}.")
+    with _import_path(Path.cwd()):
+        function = _get_attribute(_import_module(module), name)
+    if not callable(function):
+        raise ConfigError(f"{format_value(reference)} must be a function, found {type(function).__name__}.")
+    return function  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -171,19 +171,22 @@ class CandidateFactory:
             "config": {key: str(value) for key, value in sorted((self.base | self.slim_base).items())},
         }
 
-    def make_level(self, share: float, choices: Mapping[str, Any]) -> dict[str, Any]:
-        """Return values that are at the same share of each numeric axis, from the largest model to the smallest.
+    def make_level(self, share: float, pattern: str, turn: int) -> dict[str, Any]:
+        """Return values that are at the same share of each numeric axis.
 
         Args:
             share: 0 for the largest model, 1 for the smallest.
-            choices: Values of other axes; by default, the first choice.
+            pattern: The pattern.
+            turn: Index of the choices of other axes, which take turns.
         """
         values: dict[str, Any] = {}
         for axis in self.iterate_axes(values):
             if axis.is_number:
                 values[axis.name] = axis.interpolate(1 - share if axis.name == "width" else share)
+            elif axis.name == "pattern":
+                values[axis.name] = pattern
             else:
-                values[axis.name] = choices.get(axis.name, axis.list_values()[0])
+                values[axis.name] = axis.list_values()[turn % len(axis.list_values())]
         return values
 
     def make_candidate(self, values: Mapping[str, Any]) -> SearchCandidate:

@@ -8,7 +8,6 @@ minimize the sum of these errors, at several sizes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -66,16 +65,24 @@ class WarmStart:
         """
         if number < len(self._points):
             return self._points[number]
-        is_guided = self._can_guide and number < len(self._points) + GUIDED
-        return self._fill_gap(results) if is_guided else None
+        index = number - len(self._points)
+        return self._fill_gap(results, by_area=index % 2 == 0) if self._can_guide and index < GUIDED else None
 
-    def _fill_gap(self, results: Sequence[TrialResult]) -> dict[str, Any] | None:
-        """Return new values in the middle of the largest gap of the front, with the smallest sum of errors."""
-        marked = [result for result in find_front(results, self._direction) if result.is_on_front]
-        by_cost = sorted((result.cost, index) for index, result in enumerate(marked) if result.cost)
-        gaps = [(math.log(large / small), low, high) for (small, low), (large, high) in pairwise(by_cost)]
+    def _fill_gap(self, results: Sequence[TrialResult], *, by_area: bool) -> dict[str, Any] | None:
+        """Return new values in the middle of the largest gap of the front, with the smallest sum of errors.
+
+        Args:
+            results: The results of all trials before.
+            by_area: Whether gaps are compared by cost times quality, rather than by cost.
+        """
+        front = [result for result in find_front(results, self._direction) if result.is_on_front]
+        points = sorted((result.cost or 0.0, result.quality or 0.0, index) for index, result in enumerate(front))
+        gaps = [
+            ((large[0] - small[0]) * (abs(large[1] - small[1]) if by_area else 1.0), small[2], large[2])
+            for small, large in pairwise(points)
+        ]
         for _, low, high in sorted(gaps, reverse=True):
-            values = self._minimize_errors(marked[low].values, marked[high].values, results)
+            values = self._minimize_errors(front[low].values, front[high].values, results)
             if values is not None and all(result.values != values for result in results):
                 return values
         return None
@@ -116,7 +123,7 @@ def _list_levels(factory: CandidateFactory) -> list[dict[str, Any]]:
     patterns = factory.space.pattern
     fits = len(patterns) * len(LEVELS) <= MAX_LEVELS
     levels = [
-        factory.make_level(share, {"pattern": pattern})
+        factory.make_level(share, pattern, index)
         for index, share in enumerate(LEVELS)
         for pattern in (patterns if fits else [patterns[index % len(patterns)]])
     ]

@@ -9,8 +9,9 @@ from secateur.cli.commands.inspect import inspect
 from secateur.cli.commands.plan import plan
 from secateur.cli.commands.prune import prune
 from secateur.cli.commands.report import report
+from secateur.cli.commands.search import search
 from secateur.cli.commands.sensitivity import sensitivity
 from secateur.cli.commands.slim import slim
 from secateur.cli.commands.verify import verify
 
-__all__ = ["bench", "convert", "demo", "inspect", "plan", "prune", "report", "sensitivity", "slim", "verify"]
+__all__ = ["bench", "convert", "demo", "inspect", "plan", "prune", "report", "search", "sensitivity", "slim", "verify"]
