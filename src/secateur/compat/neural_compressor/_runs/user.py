@@ -77,7 +77,8 @@ class UserRun:
         self._hooks = []
         self.pruner.on_train_end()
         arrays = {name: self._framework.to_array(mask) for name, mask in self.masks.items()}
-        weights = {name: self._framework.read_weight(self.pruner.modules[name]) for name in arrays}
+        stored = {name: self._framework.read_weight(self.pruner.modules[name]) for name in arrays}
+        weights = {name: self._framework.to_array(weight) for name, weight in stored.items()}
         refuse_violations(verify_zeros(arrays, weights))
         return PruningReport(
             layers=tuple(self._describe(name, mask) for name, mask in arrays.items()),
