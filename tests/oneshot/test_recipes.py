@@ -13,7 +13,7 @@ from torch import nn
 import secateur
 from oneshot.problems import batches
 from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
-from secateur.oneshot.pytorch.named_recipes import HELD_OUT, MAX_STEPS
+from secateur.oneshot.pytorch.named_recipes import HELD_OUT, MAX_STEPS, RATE
 from secateur.refiners import Distill
 from secateur.solvers import ALPS
 from tiny_models import bits, deep_mlp
@@ -28,7 +28,7 @@ def prune(config: Any = "2:4", **options: Any) -> tuple[nn.Module, Any]:
 
 def test_the_recipe_is_alps_and_distillation() -> None:
     model, report = prune()
-    same, _ = prune(recipe=None, solver=ALPS(), refine=Distill(held_out=HELD_OUT))
+    same, _ = prune(recipe=None, solver=ALPS(), refine=Distill(rate=RATE, held_out=HELD_OUT))
     plain, _ = prune(recipe=None, solver="alps")
     assert bits(model) == bits(same) != bits(plain)
     assert report.solver.startswith("ALPS(")

@@ -15,12 +15,11 @@ __all__ = ["Pace"]
 class Pace:
     """Decides before each step whether there is time for it, and its share of the learning rate.
 
-    The share decays linearly to 0 over the steps or over the time, whichever ends first, after a warm-up.
+    The share decays linearly to 0 over the steps or over the time, whichever ends first.
 
     Args:
         steps: Number of steps; ``None``: no limit.
         seconds: Time limit, which can be negative if the time is over; ``None``: no limit.
-        warm_up: Number of first steps over which the share rises to its full value.
         team: The processes that take the steps together. The clock of rank 0 decides.
         clock: Returns a time in seconds.
 
@@ -40,14 +39,12 @@ class Pace:
         *,
         steps: int | None = None,
         seconds: float | None = None,
-        warm_up: int = 0,
         team: Team | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.taken = 0
         self._steps = steps
         self._seconds = seconds
-        self._warm_up = warm_up
         self._team = team or Team()
         self._clock = clock
         self._start = clock()
@@ -60,7 +57,7 @@ class Pace:
         if left <= 0:
             return None
         self.taken += 1
-        return left * min(1.0, self.taken / (self._warm_up + 1))
+        return left
 
     def _measure_left(self) -> float:
         """Return the share of the steps, or of the time, that is left; 0 if another step would take too long."""
