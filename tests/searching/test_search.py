@@ -221,6 +221,11 @@ def test_if_all_trials_fail_the_error_says_why() -> None:
         search_net(fail_above(0.1), space={"pattern": "1x1", "sparsity": [0.25, 0.5]}, sampler="grid")
 
 
+def test_an_objective_that_fails_for_the_dense_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"objective must accept the model.*found ValueError: too\\nsparse for the"):
+        search_net(fail_above(-1.0), trials=2)
+
+
 def test_an_interruption_is_no_failure() -> None:
     def interrupt(model: nn.Module) -> float:
         if (model[2].weight == 0).any():

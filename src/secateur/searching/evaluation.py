@@ -112,11 +112,21 @@ class Evaluator:
         Raises:
             ConfigError: The objective or the cost fails, or is not a finite number.
         """
+        copies = (self._leaf.copy_model(self._model) for _ in range(2))
         try:
-            first, second = (
-                self._call(self._request.objective, "objective", self._leaf.copy_model(self._model)) for _ in range(2)
-            )
-            return DenseResult(quality=first, repeated_quality=second, cost=float(self._costs.dense))
+            first, second = (self._call(self._request.objective, "objective", copy) for copy in copies)
+        except ScoreError as error:
+            raise ConfigError(f"{error} This is the dense model, before any trial.") from error
+        except Exception as error:
+            raise ConfigError(
+                f"objective must accept the model and return its quality, found {describe_error(error)} for the dense "
+                f"model, before any trial."
+            ) from error
+        return DenseResult(quality=first, repeated_quality=second, cost=self._measure_dense_cost())
+
+    def _measure_dense_cost(self) -> float:
+        try:
+            return float(self._costs.dense)
         except ScoreError as error:
             raise ConfigError(f"{error} This is the dense model, before any trial.") from error
 
