@@ -4,9 +4,12 @@ Keras has one backend per process. The whole suite runs on one that cannot train
 each that can: ``KERAS_BACKEND=jax pytest tests/backends src/secateur/training/keras``, and so on.
 """
 
+import atexit
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from contextlib import suppress
 from importlib import import_module
 
@@ -22,6 +25,15 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 from secateur._packages import KERAS_BACKENDS
 
 BACKEND = os.environ["KERAS_BACKEND"]
+
+if BACKEND == "jax" and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Tests train the same few models, so most steps were compiled before, in another test or in its process.
+    folder = tempfile.mkdtemp(prefix="jax-cache-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 
 collect_ignore_glob = [] if BACKEND in KERAS_BACKENDS else ["tests/backends/*", "src/secateur/training/keras/*"]
 
@@ -53,7 +65,10 @@ def pytest_collection_finish() -> None:
     """Keep what was imported out of the garbage collector: a test that calls it would wait a second for that."""
     gc.enable()
     _freeze()
-    if BACKEND != "tensorflow" and "keras" in sys.modules:
+    if BACKEND == "tensorflow":
+        # A step of a tiny model is optimized longer than it runs. Processes that tests start do optimize.
+        import_module("tensorflow").config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    elif "keras" in sys.modules:
         # Keras would import TensorFlow, in two seconds, to set its seed, or to see whether a value is one of its types.
         import_module("keras.src.utils.module_utils").tensorflow._available = False
 

@@ -4,7 +4,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -72,6 +72,12 @@ EXCEPTIONS: dict[str, str] = {
 FORBIDDEN_WORDS = ("file" + "://", "pypi" + ".org", "registry." + "npmjs.org", "files." + "pythonhosted.org")
 
 
+@lru_cache(maxsize=1)
+def parse(text: str) -> ast.Module:
+    """Parse a module once for the checks that follow each other on it."""
+    return ast.parse(text)
+
+
 class Violation(NamedTuple):
     where: str
     rule: str
@@ -133,7 +139,7 @@ def check_file_length(where: str, text: str) -> Iterator[Violation]:
 
 
 def check_body_length(where: str, text: str) -> Iterator[Violation]:
-    for function in iter_functions(ast.parse(text)):
+    for function in iter_functions(parse(text)):
         if function.body_lines > BODY_LINES:
             yield Violation(
                 f"{where}::{function.name}", "body length", f"{function.body_lines} lines, at most {BODY_LINES}"
@@ -141,7 +147,7 @@ def check_body_length(where: str, text: str) -> Iterator[Violation]:
 
 
 def check_parameters(where: str, text: str) -> Iterator[Violation]:
-    for function in iter_functions(ast.parse(text)):
+    for function in iter_functions(parse(text)):
         if len(function.parameters) > PARAMETERS:
             yield Violation(
                 f"{where}::{function.name}", "parameters", f"{len(function.parameters)}, at most {PARAMETERS}"
@@ -149,7 +155,7 @@ def check_parameters(where: str, text: str) -> Iterator[Violation]:
 
 
 def check_booleans(where: str, text: str) -> Iterator[Violation]:
-    for function in iter_functions(ast.parse(text)):
+    for function in iter_functions(parse(text)):
         for parameter in function.positional if function.is_public else []:
             if parameter.annotation is not None and is_boolean(parameter.annotation):
                 yield Violation(f"{where}::{function.name}", "positional boolean", parameter.arg)
@@ -174,7 +180,7 @@ def check_all(where: str, text: str) -> Iterator[Violation]:
     if path.name != "__init__.py" or any(part.startswith("_") for part in path.parent.parts):
         return
     targets: list[ast.expr] = []
-    for node in ast.parse(text).body:
+    for node in parse(text).body:
         targets += node.targets if isinstance(node, ast.Assign) else []
         targets += [node.target] if isinstance(node, ast.AnnAssign) else []
     if not any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
@@ -184,14 +190,14 @@ def check_all(where: str, text: str) -> Iterator[Violation]:
 def check_print(where: str, text: str) -> Iterator[Violation]:
     if Path(where).parts[0] in {"cli", "demo"}:
         return
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parse(text)):
         match node:
             case ast.Call(func=ast.Name(id="print")):
                 yield Violation(where, "print", f"line {node.lineno}")
 
 
 def check_docstrings(where: str, text: str) -> Iterator[Violation]:
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parse(text)):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         docstring = ast.get_docstring(node) or ""
@@ -222,17 +228,22 @@ def read_sources() -> dict[str, str]:
 
 
 @cache
-def find_violations(check: Check) -> list[Violation]:
-    return [violation for where, text in read_sources().items() for violation in check(where, text)]
+def find_violations() -> dict[Check, list[Violation]]:
+    """Return check → its violations; every module is parsed once."""
+    found: dict[Check, list[Violation]] = {check: [] for check in CHECKS}
+    for where, text in read_sources().items():
+        for check in CHECKS:
+            found[check] += check(where, text)
+    return found
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_rule(check: Check) -> None:
-    assert [f"{found} ({found.found})" for found in find_violations(check) if str(found) not in EXCEPTIONS] == []
+    assert [f"{found} ({found.found})" for found in find_violations()[check] if str(found) not in EXCEPTIONS] == []
 
 
 def test_exceptions_are_necessary_and_explained() -> None:
-    found = {str(violation) for check in CHECKS for violation in find_violations(check)}
+    found = {str(violation) for violations in find_violations().values() for violation in violations}
     assert set(EXCEPTIONS) <= found
     assert all(EXCEPTIONS.values())
 
@@ -242,7 +253,7 @@ def compute_median_file_lines(texts: list[str]) -> float:
 
 
 def compute_median_body_lines(texts: list[str]) -> float:
-    return median(function.body_lines for text in texts for function in iter_functions(ast.parse(text)))
+    return median(function.body_lines for text in texts for function in iter_functions(parse(text)))
 
 
 def test_medians() -> None:

@@ -3,8 +3,9 @@
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -54,11 +55,6 @@ COPIES = {"PruningCallback": 3}
 SUPERLATIVES = frozenset({"FEWEST", "GREATEST", "HIGHEST", "LEAST", "LONGEST", "MOST", "SMALLEST"})
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in sorted(SOURCE.rglob("*.py")):
-        yield path.relative_to(SOURCE).as_posix(), ast.parse(path.read_text("utf-8"))
-
-
 def is_participle(name: str) -> bool:
     """Whether a function's name begins with a participle where a verb is expected."""
     first = name.strip("_").split("_")[0]
@@ -93,6 +89,23 @@ def classes(tree: ast.Module) -> list[str]:
     return [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
+class Names(NamedTuple):
+    participles: list[str]
+    superlatives: list[str]
+    classes: list[str]
+
+
+@cache
+def read_names() -> dict[str, Names]:
+    """Read the names in each module, which is parsed once."""
+    names = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        found = Names(functions_named_by_participles(tree), constants_named_by_superlatives(tree), classes(tree))
+        names[path.relative_to(SOURCE).as_posix()] = found
+    return names
+
+
 def answers() -> dict[str, list[str]]:
     """Question → the paths that `docs/architecture.md` gives, in the table with the heading *Looking for*."""
     text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
@@ -110,19 +123,17 @@ def test_a_newcomer_finds_it(question: str, word: str) -> None:
 
 
 def test_functions_are_named_by_verbs() -> None:
-    found = {where: names for where, tree in trees() if (names := functions_named_by_participles(tree))}
-    assert found == {}
+    assert {where: names.participles for where, names in read_names().items() if names.participles} == {}
 
 
 def test_limits_are_named_max_and_min() -> None:
-    found = {where: names for where, tree in trees() if (names := constants_named_by_superlatives(tree))}
-    assert found == {}
+    assert {where: names.superlatives for where, names in read_names().items() if names.superlatives} == {}
 
 
 def test_a_class_name_occurs_once() -> None:
     homes = defaultdict(list)
-    for where, tree in trees():
-        for name in classes(tree):
+    for where, names in read_names().items():
+        for name in names.classes:
             homes[name].append(where)
     assert {name: places for name, places in homes.items() if len(places) > COPIES.get(name, 1)} == {}
 

@@ -1,6 +1,7 @@
 """Data and training of a small Keras model, and what is asked of it again and again."""
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ def data(seed: int = 0) -> tuple[Any, Any]:
     return inputs, generator.integers(0, 4, BATCH * BATCHES)
 
 
+@cache
+def feed(first: int = 0, last: int = BATCHES) -> dict[str, Any]:
+    """An epoch, or some batches of one, in order, as arguments of ``fit``.
+
+    TensorFlow gets batches: it would trace functions that divide the arrays, again in each call.
+    """
+    part = slice(first * BATCH, last * BATCH)
+    inputs, labels = (array[part] for array in data())
+    if keras.backend.backend() != "tensorflow":
+        return {"x": inputs, "y": labels, "batch_size": BATCH, "shuffle": False}
+    import tensorflow as tf
+
+    whole = tf.data.Dataset.from_tensor_slices((inputs, labels))
+    return {"x": whole.batch(BATCH, drop_remainder=True), "shuffle": False}
+
+
 def compiled(config: dict[str, Any] = CONFIG, *, model: Any = None, inner: Any = None, **options: Any) -> Any:
     """A model that is to be pruned. Without `inner`, its optimizer is one that takes little time to trace."""
     model = net() if model is None else model
@@ -57,8 +74,8 @@ def compiled(config: dict[str, Any] = CONFIG, *, model: Any = None, inner: Any =
 
 def fit(model: Any, epochs: int = 2, *more: keras.callbacks.Callback, **options: Any) -> Any:
     """Train in a fixed order; other callbacks come behind the one that updates masks."""
-    settings = {"batch_size": BATCH, "epochs": epochs, "shuffle": False, "verbose": 0} | options
-    return model.fit(*data(), callbacks=[PruningCallback(), *more], **settings)
+    settings = {**feed(), "epochs": epochs, "verbose": 0} | options
+    return model.fit(callbacks=[PruningCallback(), *more], **settings)
 
 
 def pruning(model: Any) -> PruningOptimizer:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import secateur
-from backends.kit import Watch, bits, compiled, data, fit, host, kernels, pruning, saved
+from backends.kit import Watch, bits, compiled, feed, fit, host, kernels, pruning, saved
 from secateur.errors import StateError
 from secateur.graph import AffineMap, Constraints, Graph, Group, Member, Role
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
@@ -108,7 +108,7 @@ def test_an_interrupted_run_resumes(tmp_path: Path) -> None:
     fit(first, 1)
     second = keras.saving.load_model(saved(first, tmp_path / "model.keras"))
     assert list(pruning(second).patterns[0].units) == ["hidden0", "hidden1"]
-    second.fit(*data(), batch_size=8, epochs=1, shuffle=False, verbose=0, callbacks=[PruningCallback()])
+    second.fit(**feed(), epochs=1, verbose=0, callbacks=[PruningCallback()])
     assert find_pruned(second) == find_pruned(straight)
     assert bits(second, optimizer=False) == bits(straight, optimizer=False)
 

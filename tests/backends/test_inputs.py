@@ -8,7 +8,7 @@ import pytest
 
 import secateur
 import secateur.keras
-from backends.kit import CONFIG, LOSS, bits, compiled, data, fit, kernels, pruning, revived
+from backends.kit import CONFIG, LOSS, bits, compiled, data, feed, fit, kernels, pruning, revived
 from secateur.errors import ConfigError, LayerError, ScoreError, StateError, UnknownNameError, UnsupportedModelError
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
 from tiny_keras_models import net
@@ -223,7 +223,7 @@ def test_a_call_without_pruned_kernels_is_no_step() -> None:
 
 
 def test_a_forgotten_callback_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    compiled().fit(*data(), batch_size=8, epochs=2, verbose=0)
+    compiled().fit(**feed(), epochs=2, verbose=0)
     assert "Masks were to change after step 2, and 12 steps have been made without it" in caplog.text
 
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from backends.kit import BATCH, CONFIG, LOSS, Watch, bits, compiled, data, fit, host, kernels, pruning
+from backends.kit import CONFIG, LOSS, Watch, bits, compiled, data, feed, fit, host, kernels, pruning
 from secateur.errors import ScoreError, StateError, UnsupportedModelError
 from secateur.keras import PruningCallback, PruningOptimizer, finalize
 from tiny_keras_models import net
@@ -164,7 +164,7 @@ def test_excluding_from_weight_decay_reaches_the_optimizer_inside() -> None:
 def test_an_optimizer_that_trained_before_goes_on() -> None:
     model, inner = net(), keras.optimizers.AdamW(0.01)
     model.compile(inner, LOSS)
-    model.fit(*data(), batch_size=BATCH, verbose=0)
+    model.fit(**feed(), verbose=0)
     made = int(inner.iterations)
     fit(compiled(model=model, inner=inner), 2, Watch())
     assert pruning(model).step == 12

@@ -23,6 +23,7 @@ from backends.kit import (
     bits,
     compiled,
     data,
+    feed,
     fit,
     host,
     kernels,
@@ -64,11 +65,7 @@ def start(config: dict[str, Any], seed: int = 0) -> Any:
 
 def epoch(model: Any, first: int, last: int) -> Any:
     """Batches `first` to `last` of the data."""
-    inputs, labels = data()
-    part = slice(first * BATCH, last * BATCH)
-    model.fit(
-        inputs[part], labels[part], batch_size=BATCH, shuffle=False, verbose=0, callbacks=[PruningCallback(), Watch()]
-    )
+    model.fit(**feed(first, last), verbose=0, callbacks=[PruningCallback(), Watch()])
     return model
 
 
@@ -115,7 +112,7 @@ def test_backup_and_restore(tmp_path: Path, *, first: bool) -> None:
     def run(model: Any, *more: Any) -> Any:
         backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
         callbacks = [backup, PruningCallback()] if first else [PruningCallback(), backup]
-        model.fit(*data(), batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[*callbacks, *more])
+        model.fit(**feed(), epochs=2, verbose=0, callbacks=[*callbacks, *more])
         return model
 
     whole = start({})

@@ -21,6 +21,7 @@ from backends.kit import (
     bits,
     compiled,
     data,
+    feed,
     fit,
     host,
     kernels,
@@ -174,7 +175,7 @@ def test_no_optimizer_revives_a_weight(name: str) -> None:
 def test_the_optimizer_inside_makes_the_steps_that_it_would_make_alone() -> None:
     alone, pruned = net(), net()
     alone.compile(keras.optimizers.AdamW(0.01), LOSS)
-    alone.fit(*data(), batch_size=BATCH, epochs=1, shuffle=False, verbose=0)
+    alone.fit(**feed(), epochs=1, verbose=0)
     fit(compiled({**CONFIG, "start_step": 50, "end_step": 60}, model=pruned, inner=keras.optimizers.AdamW(0.01)), 1)
     for left, right in zip(alone.weights, pruned.weights, strict=True):
         np.testing.assert_allclose(host(left), host(right), rtol=1e-5, atol=1e-6)
@@ -305,8 +306,8 @@ def test_nothing_is_compiled_again_when_masks_change() -> None:
 def test_torch_compiles_the_first_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    # Generating C++ takes longer than tracing, and does not change how often a step is traced.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    # Generating code takes longer than tracing, and does not change how often a step is traced.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     # Few variables and a simple optimizer, because tracing a step takes a second for each.
     layers = [keras.layers.Dense(16, use_bias=False, name=name) for name in "ab"]
     small = keras.Sequential([keras.Input((4, 4, 4)), keras.layers.Flatten(), *layers])
@@ -341,7 +342,7 @@ def test_other_ways_to_compile(options: dict[str, Any]) -> None:
 
 def test_forgotten_callback_is_found() -> None:
     model = compiled()
-    model.fit(*data(), batch_size=BATCH, epochs=2, verbose=0)
+    model.fit(**feed(), epochs=2, verbose=0)
     before = bits(model)
     with pytest.raises(
         secateur.SecateurError, match=r"Masks were to change after step 2, and 12 steps .*PruningCallback"
@@ -356,7 +357,7 @@ def test_fit_goes_on_after_finalize_without_pruning() -> None:
     model = compiled()
     fit(model, 2)
     finalize(model)
-    model.fit(*data(), batch_size=BATCH, verbose=0)
+    model.fit(**feed(), verbose=0)
     assert all((kernel != 0).mean() > 0.9 for kernel in kernels(model).values())
 
 
@@ -388,7 +389,7 @@ def test_a_callback_may_name_its_optimizer() -> None:
     model = net()
     optimizer = PruningOptimizer(model, CONFIG, keras.optimizers.AdamW(0.01))
     model.compile(optimizer, LOSS)
-    model.fit(*data(), batch_size=BATCH, epochs=2, verbose=0, callbacks=[PruningCallback(optimizer)])
+    model.fit(**feed(), epochs=2, verbose=0, callbacks=[PruningCallback(optimizer)])
     assert finalize(model).unit_sparsity == 0.75
 
 

@@ -84,6 +84,14 @@ def test_many_different_layers_are_rows() -> None:
     assert len(content["groups"][0]["rows"]) == MAX_ROWS + 1
 
 
+def test_a_few_tiny_losses_do_not_make_all_others_alike() -> None:
+    layers = tuple(make_layer(f"layer{number}", 1.0, 10.0, 100.0) for number in range(MAX_ROWS))
+    plain = draw(SensitivityMap(quantity="x", layers=layers))[2]
+    tiny = draw(SensitivityMap(quantity="x", layers=(*layers[1:], make_layer("tiny", 1e-3, 10.0, 100.0))))[2]
+    opacities = [{cell["fill-opacity"] for cell in cells} for cells in (plain, tiny)]
+    assert opacities[0] == opacities[1] == {"0.050", "0.525", "1.000"}
+
+
 @pytest.mark.parametrize("losses", [(0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (-1.0, -2.0, -3.0), (1e-300, 1e-3, 1e300)])
 def test_any_losses_have_colors(losses: tuple[float, ...]) -> None:
     _, _, cells = draw(SensitivityMap(quantity="x", layers=(make_layer("a", *losses),)))

@@ -44,6 +44,9 @@ MIN_LABEL_DISTANCE = 22.0
 MAX_DECADES = 4
 """Losses that are smaller than the largest by more powers of ten have the palest color."""
 
+OUTLIERS = 0.02
+"""Share of the losses, the smallest ones, that all have the palest color."""
+
 SHADES = 24
 """Number of colors in the legend."""
 
@@ -69,9 +72,9 @@ class ColorScale:
     @classmethod
     def fit(cls, losses: Sequence[float]) -> ColorScale:
         """Return the scale of some losses."""
-        positive = [loss for loss in losses if loss > 0]
-        high = max(positive, default=1.0)
-        return cls(max(min(positive, default=1.0), high / 10**MAX_DECADES), high)
+        positive = sorted(loss for loss in losses if loss > 0) or [1.0]
+        low, high = positive[int(len(positive) * OUTLIERS)], positive[-1]
+        return cls(max(low, high / 10**MAX_DECADES), high)
 
     def compute_opacity(self, loss: float) -> float:
         """Return the opacity of a loss.
