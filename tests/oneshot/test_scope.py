@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import secateur
-from secateur.errors import ConfigError
+from secateur.allocations import Allocation, AllocationTask, Global, Uniform
+from secateur.errors import CalibrationError, ConfigError
 from secateur.planning import Plan
 
 SIZES = {"0": (8, 64), "1": (64, 40), "2": (40, 12), "3": (12, 16), "4": (16, 4)}
@@ -192,3 +193,24 @@ def test_allocations_keep_the_default_maximum(allocation: str) -> None:
     config = {"pattern": "1xchannel", "target_sparsity": 0.75}
     report = secateur.prune(build("torch"), config, calibration=batches, solver="wanda", allocation=allocation)
     assert max(layer.sparsity for layer in report.layers) <= 0.98
+
+
+@pytest.mark.parametrize(("name", "allocation"), [("uniform", Uniform()), ("global", Global())])
+@pytest.mark.parametrize("options", [{}, {"loss": lambda output, _: output.sum(), "calibration": [torch.ones(4, 8)]}])
+def test_allocations_by_name_and_as_objects_prune_the_same(name: str, allocation: Any, options: dict[str, Any]) -> None:
+    config = {"pattern": "1x1", "target_sparsity": 0.5, "criterion": "taylor" if options else "magnitude"}
+    reports = [secateur.prune(build("torch"), config, allocation=value, **options) for value in (name, allocation)]
+    first, second = [[layer.pruned_units for layer in report.layers] for report in reports]
+    assert first == second
+    assert (len({layer.sparsity for layer in reports[0].layers}) == 1) == (name == "uniform")
+
+
+def test_an_allocation_that_would_be_ignored_is_refused() -> None:
+    class Own(Allocation):
+        needs = "nothing"
+
+        def counts(self, task: AllocationTask) -> dict[str, int]:
+            return dict(task.lower)
+
+    with pytest.raises(CalibrationError, match="allocation Own is used with calibration data only"):
+        secateur.prune(build("torch"), {"pattern": "1x1", "target_sparsity": 0.5}, allocation=Own())

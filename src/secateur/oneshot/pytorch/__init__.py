@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from secateur.allocations import ALLOCATIONS, Uniform
 from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.distributed.pytorch.ranks import Ranks
 from secateur.distributed.pytorch.team import Team
@@ -78,15 +79,15 @@ def prune(
             refuse_without_gradients(config, {name for name, is_set in options.items() if is_set})
             progress = None if execution is None else execution.progress
             return _prune_by_gradients(model, config, make_plan, (calibration, loss, progress), allocation)
-        if calibration is None and allocation in SCOPES:
-            config, allocation = config.model_copy(update={"pruning_scope": SCOPES[allocation]}), None
+        if calibration is None and (scope := _find_scope(allocation)) is not None:
+            config, allocation = config.model_copy(update={"pruning_scope": scope}), None
         if allocation is None:
             # With calibration data, scores of different layers are rarely comparable, so the default is local.
             is_global = config.pruning_scope == "global" and calibration is not None
             allocation = "global" if is_global else "uniform"
         method = replace(Recipe.from_names(solver, refine, allocation), loss=loss, minutes=minutes, permute=permute)
-        scope: Literal["global", "local"] = "local" if allocation == "uniform" else "global"
-        model_plan = make_plan(drop_schedule(config, default_scope=scope))
+        default: Literal["global", "local"] = "local" if isinstance(method.allocation, Uniform) else "global"
+        model_plan = make_plan(drop_schedule(config, default_scope=default))
         if calibration is None:
             method.refuse_without_data()
             if execution is not None:
@@ -106,6 +107,14 @@ def prune(
                     refuse_patterns(model_plan.patterns)
                 return UnitRun(model, model_plan, method, batches, execution).prune()
             return CalibratedRun(model, model_plan, method, batches, execution, team).prune()
+
+
+def _find_scope(allocation: Any) -> str | None:
+    """Return the ``pruning_scope`` that replaces an allocation without calibration data; ``None``: there is none."""
+    for name, scope in SCOPES.items():
+        if isinstance(allocation, ALLOCATIONS[name]) or (isinstance(allocation, str) and allocation == name):
+            return scope
+    return None
 
 
 @contextmanager
@@ -158,12 +167,13 @@ def _prune_by_gradients(
     calibration, loss, progress = data
     if calibration is None:
         raise CalibrationError("loss needs calibration data, found none. Pass calibration=batches.")
-    if allocation not in (None, *SCOPES):
+    scope = _find_scope(allocation)
+    if allocation is not None and scope is None:
         raise ConfigError(
             f"allocation must be 'uniform' or 'global' if the criterion needs gradients, found {allocation!r}."
         )
-    if allocation is not None:
-        config = config.model_copy(update={"pruning_scope": SCOPES[allocation]})
+    if scope is not None:
+        config = config.model_copy(update={"pruning_scope": scope})
     model_plan = make_plan(drop_schedule(config, has_gradients=True))
     batches = calibration.batches if isinstance(calibration, Calibration) else calibration
     with explain_out_of_memory():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur._wording import format_list
-from secateur.allocations import ALLOCATIONS, Allocation, ReportedSensitivity
+from secateur.allocations import ALLOCATIONS, Allocation, ReportedSensitivity, Uniform
 from secateur.errors import CalibrationError, ConfigError
 from secateur.oneshot.pytorch.calibration.calibration_loss import Loss
 from secateur.refiners import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
@@ -69,6 +69,11 @@ class Recipe:
                 f"{type(members[0]).__name__} needs calibration data, found none. Pass calibration=batches, in the "
                 f"form that the model accepts; for a language model, 32 sequences of 512 tokens of ordinary text are "
                 f"enough."
+            )
+        if not isinstance(self.allocation, (Uniform, ReportedSensitivity)):
+            raise CalibrationError(
+                f"allocation {type(self.allocation).__name__} is used with calibration data only. Pass "
+                f"calibration=batches, or choose 'uniform', 'global' or a sensitivity report."
             )
 
     @property
