@@ -26,9 +26,13 @@ __all__ = [
     "UNIT_REFINERS",
     "UNIT_SOLVERS",
     "AsJson",
+    "CalibrationFile",
     "ConfigFile",
+    "Device",
+    "Length",
     "Model",
     "Pattern",
+    "Sequences",
     "TargetSparsity",
     "Weights",
     "complete_names",
@@ -73,6 +77,13 @@ Model = Annotated[
         metavar="MODEL", help="A model or a function that builds one, as package.module:name; or a file or folder."
     ),
 ]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Calibration data: a text file, or inputs as .npz or .safetensors."),
+]
+Sequences = Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")]
+Length = Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")]
+Device = Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")]
 ConfigFile = Annotated[
     Path | None, typer.Option(exists=True, dir_okay=False, help="YAML or JSON file with a configuration.")
 ]

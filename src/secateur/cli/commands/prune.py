@@ -17,9 +17,13 @@ from secateur.cli.options import (
     REFINERS,
     SOLVERS,
     AsJson,
+    CalibrationFile,
     ConfigFile,
+    Device,
+    Length,
     Model,
     Pattern,
+    Sequences,
     TargetSparsity,
     Weights,
     complete_names,
@@ -74,15 +78,10 @@ def prune(
         ),
     ] = None,
     weights: Weights = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Calibration data: a text file, or inputs as .npz or .safetensors."
-        ),
-    ] = None,
-    sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")] = None,
-    device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
+    calibration: CalibrationFile = None,
+    sequences: Sequences = None,
+    length: Length = None,
+    device: Device = None,
     report_file: ReportFile = None,
     *,
     permute: Annotated[

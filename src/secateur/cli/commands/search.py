@@ -11,7 +11,7 @@ import typer
 
 from secateur._progress import ProgressDisplay
 from secateur.cli.messages import say
-from secateur.cli.options import AsJson, ConfigFile, Model, Weights
+from secateur.cli.options import AsJson, CalibrationFile, ConfigFile, Device, Length, Model, Sequences, Weights
 from secateur.cli.output import show
 from secateur.cli.report_file import ReportFile, check_report_option, write_job_report
 
@@ -51,15 +51,10 @@ def search(
         Path | None, typer.Option(dir_okay=False, help="YAML file for the configuration of the best trial.")
     ] = None,
     weights: Weights = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Calibration data: a text file, or inputs as .npz or .safetensors."
-        ),
-    ] = None,
-    sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")] = None,
-    device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
+    calibration: CalibrationFile = None,
+    sequences: Sequences = None,
+    length: Length = None,
+    device: Device = None,
     report_file: ReportFile = None,
     *,
     minimize: Annotated[bool, typer.Option("--minimize", help="The objective is better if it is smaller.")] = False,

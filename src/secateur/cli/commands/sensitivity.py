@@ -11,7 +11,19 @@ import typer
 
 from secateur._progress import ProgressDisplay
 from secateur.cli.messages import say
-from secateur.cli.options import LAYER_SOLVERS, PATTERNS, AsJson, ConfigFile, Model, Weights, complete_names
+from secateur.cli.options import (
+    LAYER_SOLVERS,
+    PATTERNS,
+    AsJson,
+    CalibrationFile,
+    ConfigFile,
+    Device,
+    Length,
+    Model,
+    Sequences,
+    Weights,
+    complete_names,
+)
 from secateur.cli.output import show
 from secateur.cli.report_file import ReportFile, check_report_option, write_job_report
 
@@ -46,15 +58,10 @@ def sensitivity(
         ),
     ] = "wanda",
     weights: Weights = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Calibration data: a text file, or inputs as .npz or .safetensors."
-        ),
-    ] = None,
-    sequences: Annotated[int | None, typer.Option(min=1, help="Number of text samples.", show_default="32")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="Number of tokens per sample.", show_default="512")] = None,
-    device: Annotated[str | None, typer.Option(help="Device to compute on, such as cuda.")] = None,
+    calibration: CalibrationFile = None,
+    sequences: Sequences = None,
+    length: Length = None,
+    device: Device = None,
     output: Annotated[
         Path | None,
         typer.Option(dir_okay=False, help="JSON file to write the losses to, for secateur prune --allocation."),
