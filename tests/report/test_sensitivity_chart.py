@@ -36,7 +36,7 @@ def draw(losses: SensitivityMap) -> tuple[dict[str, Any], Reader, list[dict[str,
     content = make_sensitivity_chart(summary)
     assert content is not None
     reader = Reader(render_page(summary))
-    assert reader.sections == ["verdict", "sensitivity_chart"]
+    assert reader.sections == ["sensitivity_chart"]
     return content, reader, [tag for name, tag in reader.tags if name == "rect" and tag.get("class") != "shade"]
 
 
@@ -114,7 +114,7 @@ def test_a_report_is_a_page(tmp_path: Path) -> None:
     )
     report.to_html(tmp_path / "scan.html", more=[report])
     reader = Reader((tmp_path / "scan.html").read_text("utf-8"))
-    assert reader.sections == ["verdict", "run_description", "sensitivity_chart", "dense_layers"]
+    assert reader.sections == ["run_description", "sensitivity_chart", "dense_layers"]
     assert EVIL in reader.text
     assert EVIL not in replace(report, solver=EVIL)._repr_html_()
 

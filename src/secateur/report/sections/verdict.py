@@ -16,17 +16,23 @@ QUANTITIES = ("size", "speed", "quality")
 
 
 def make_verdict(summary: Summary) -> dict[str, Any] | None:
-    """Return the verdict on each quantity, and all of them as one line; ``None`` for a search, which has a front.
+    """Return the verdict on each quantity, and all of them as one line; ``None`` for a search or a scan.
 
     Examples:
         >>> make_verdict(Summary(title="fc"))["line"]
         'Size: not measured. Speed: not measured. Quality: not measured.'
     """
-    if summary.search is not None and not summary.measures:
+    if not summary.measures and _is_analysis(summary):
         return None
     cards = [_describe(quantity, summary.measures) for quantity in QUANTITIES]
     sentences = [f"{card['name']}: {card['headline']}{_parenthesize(card['detail'])}." for card in cards]
     return {"line": " ".join(sentences), "cards": cards, "warnings": summary.warnings}
+
+
+def _is_analysis(summary: Summary) -> bool:
+    """Whether no model was pruned: the summary is of a search, or of a scan of the sensitivity of layers."""
+    is_scan = summary.sensitivity is not None and all(layer.pattern is None for layer in summary.layers)
+    return summary.search is not None or is_scan
 
 
 def _describe(quantity: str, measures: tuple[Measure, ...]) -> dict[str, Any]:
