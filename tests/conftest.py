@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import takewhile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -43,6 +44,17 @@ def written_modules_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Itera
     for name in list(takewhile(lambda name: name != last, reversed(sys.modules))):
         if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
             del sys.modules[name]
+
+
+@pytest.fixture
+def fake_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install a pandas whose data frames keep their arguments."""
+    code = """class DataFrame:
+    def __init__(self, rows, columns=None):
+        self.rows, self.columns = rows, columns
+"""
+    (tmp_path / "pandas.py").write_text(code, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch import nn
 import secateur
 from analysis.nets import Unchanged, list_points, make_batches, make_stack
 from secateur.analysis import assign_targets
-from secateur.errors import ArtifactError, ConfigError, MissingPackageError, StorageError, UnsupportedModelError
+from secateur.errors import ArtifactError, ConfigError, StorageError, UnsupportedModelError
 from secateur.frameworks import WeightView
 from secateur.oneshot import Execution
 from secateur.patterns import BasePattern, Units, get_pattern, register_pattern
@@ -120,16 +120,11 @@ def test_files_that_are_not_a_report_are_refused(
         SensitivityReport.read(tmp_path / "scan.json")
 
 
-def test_losses_become_a_data_frame(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("secateur.results.sensitivity_report.is_installed", lambda _: False)
-    with pytest.raises(MissingPackageError, match="'pandas', which is not installed"):
-        REPORT.to_pandas()
-    monkeypatch.setattr("secateur.results.sensitivity_report.is_installed", lambda _: True)
-    (tmp_path / "pandas.py").write_text("DataFrame = list", "utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.usefixtures("fake_pandas")
+def test_losses_become_a_data_frame() -> None:
     frame = REPORT.to_pandas()
-    assert frame[1] == {"layer": "fc"} | POINT.to_dict() | {"sparsity": 0.75, "loss": 0.5}
-    assert len(frame) == 2
+    assert frame.rows[1] == {"layer": "fc"} | POINT.to_dict() | {"sparsity": 0.75, "loss": 0.5}
+    assert len(frame.rows) == 2
 
 
 # Distribution of a target.

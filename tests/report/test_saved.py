@@ -159,12 +159,8 @@ def test_a_damaged_part_is_reported(unfinished: Path) -> None:
         summarize_saved(unfinished)
 
 
-def test_layers_become_a_data_frame_without_unknown_columns(
-    saved: tuple[nn.Module, PruningReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = "class DataFrame:\n    def __init__(self, rows, columns):\n        self.rows, self.columns = rows, columns\n"
-    (tmp_path / "pandas.py").write_text(code, "utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.usefixtures("fake_pandas")
+def test_layers_become_a_data_frame_without_unknown_columns(saved: tuple[nn.Module, PruningReport, Path]) -> None:
     _, report, _ = saved
     frame = report.to_pandas()
     assert frame.columns == [

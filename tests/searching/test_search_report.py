@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from secateur.errors import ConfigError, MissingPackageError
+from secateur.errors import ConfigError
 from secateur.report import render_page
 from secateur.report.sections import make_search_front
 from secateur.searching import DenseResult, SearchReport, TrialResult
@@ -123,17 +123,9 @@ def test_notebooks_show_a_table(finished_search: SearchReport) -> None:
     assert "on the front" in repr(finished_search)
 
 
-def test_data_frames_need_pandas(finished_search: SearchReport, monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
-    monkeypatch.setattr("secateur.searching.report.is_installed", lambda _: False)
-    with pytest.raises(MissingPackageError, match="needs the package 'pandas'"):
-        finished_search.to_pandas()
-    monkeypatch.setattr("secateur.searching.report.is_installed", lambda _: True)
-    monkeypatch.setattr(
-        "secateur.searching.report.import_module", lambda _: SimpleNamespace(DataFrame=lambda rows: rows)
-    )
-    rows = finished_search.to_pandas()
+@pytest.mark.usefixtures("fake_pandas")
+def test_trials_become_a_data_frame(finished_search: SearchReport) -> None:
+    rows = finished_search.to_pandas().rows
     assert [row["number"] for row in rows] == list(range(40))
     assert rows[0]["pattern"] == finished_search.trials[0].values["pattern"]
     assert rows[0]["cost"] == finished_search.trials[0].cost

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,9 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from secateur._files import as_path
 from secateur._json import read_json
-from secateur._packages import is_installed
 from secateur._wording import format_count, format_list, format_value
-from secateur.errors import ConfigError, MissingPackageError, StorageError
+from secateur.errors import ConfigError, StorageError
+from secateur.results.data_frame import make_data_frame
 from secateur.results.layer_record import LayerRecord
 from secateur.results.records import Column
 from secateur.results.report_base import Report
@@ -203,12 +202,7 @@ class SensitivityReport(Report):
         Raises:
             MissingPackageError: pandas is not installed.
         """
-        if not is_installed("pandas"):
-            raise MissingPackageError(
-                "to_pandas() needs the package 'pandas', which is not installed. Install it with: pip install pandas",
-                name="pandas",
-            )
-        return import_module("pandas").DataFrame(
+        return make_data_frame(
             [{"layer": layer.name} | point.to_dict() for layer in self.layers for point in layer.points]
         )
 

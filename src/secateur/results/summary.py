@@ -9,9 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from secateur._packages import is_installed
 from secateur.config import PruningConfig
-from secateur.errors import MissingPackageError
+from secateur.results.data_frame import make_data_frame
 from secateur.results.layer_record import LayerRecord, join_layers
 from secateur.results.records import Record
 from secateur.results.search_summary import SearchSummary
@@ -181,16 +180,10 @@ class Summarizable(ABC):
         Raises:
             MissingPackageError: pandas is not installed.
         """
-        if not is_installed("pandas"):
-            raise MissingPackageError(
-                "to_pandas() needs the package 'pandas', which is not installed. Install it with: pip install pandas",
-                name="pandas",
-            )
         rows = [layer.to_dict() for layer in self.summarize().layers]
         names = [*(field.name for field in fields(LayerRecord)), *LayerRecord.computed]
         known = [name for name in names if name == "name" or any(row[name] is not None for row in rows)]
-        frame = import_module("pandas").DataFrame
-        return frame([{name: row[name] for name in known} for row in rows], columns=known)
+        return make_data_frame([{name: row[name] for name in known} for row in rows], known)
 
 
 def describe_config(config: PruningConfig) -> dict[str, Any]:

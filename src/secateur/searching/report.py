@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from secateur._packages import is_installed
 from secateur._wording import format_count, format_reasons
-from secateur.errors import ConfigError, MissingPackageError
+from secateur.errors import ConfigError
 from secateur.results import Column, Report, SearchSummary, Summary, TrialPoint
+from secateur.results.data_frame import make_data_frame
 from secateur.searching.evaluation import DenseResult
 from secateur.searching.trial_result import TrialResult
 
@@ -174,16 +173,9 @@ class SearchReport(Report):
         Raises:
             MissingPackageError: pandas is not installed.
         """
-        if not is_installed("pandas"):
-            raise MissingPackageError(
-                "to_pandas() needs the package 'pandas', which is not installed. Install it with: pip install pandas",
-                name="pandas",
-            )
         rows = [{**trial.to_dict(), **trial.values} for trial in self.trials]
         dropped = ("values", "configs")
-        return import_module("pandas").DataFrame(
-            [{key: value for key, value in row.items() if key not in dropped} for row in rows]
-        )
+        return make_data_frame([{key: value for key, value in row.items() if key not in dropped} for row in rows])
 
 
 def _make_point(trial: TrialResult) -> TrialPoint:
