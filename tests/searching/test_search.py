@@ -5,6 +5,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from torch import nn
 
 import secateur
 from secateur.errors import CalibrationError, ConfigError, MissingPackageError, UnknownNameError, UnsupportedModelError
-from secateur.searching import COSTS, EarlyStop, Range, SearchReport
+from secateur.searching import COSTS, EarlyStop, PruningSpace, Range, SearchReport
+from secateur.searching.model_space import make_factory
+from secateur.searching.warm_start import WarmStart
 
 pytest.importorskip("optuna")
 
@@ -85,6 +88,22 @@ def test_a_search_beats_the_same_sparsity_everywhere_at_each_size() -> None:
     for trial in uniform.front:
         best = max(other.quality for other in searched.front if other.cost <= trial.cost)
         assert best > trial.quality
+
+
+@pytest.mark.parametrize("better", ["magnitude", "sparsegpt"])
+def test_a_trial_in_a_gap_of_the_front_uses_the_method_of_the_better_end(better: str) -> None:
+    space = {"pattern": "1x1", "sparsity": Range(0.0, 0.9), "solver": ["magnitude", "sparsegpt"], "groups": "layer"}
+    report = search_net(space=space, trials=5)
+    sparse, dense = (next(trial for trial in report.trials if trial.number == number) for number in (4, 0))
+    other = {"magnitude": "sparsegpt", "sparsegpt": "magnitude"}[better]
+    ends = [
+        replace(sparse, values=sparse.values | {"solver": other}, quality=0.1),
+        replace(dense, values=dense.values | {"solver": better}, quality=0.9),
+    ]
+    factory = make_factory(build_net(), PruningSpace.parse(space), None)
+    chosen = WarmStart("tpe", factory, 0, "maximize").choose_values(5, ends)
+    assert chosen is not None
+    assert chosen["solver"] == better
 
 
 def test_a_grid_tries_every_candidate_once() -> None:

@@ -26,6 +26,9 @@ LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_LEVELS = 20
 """Maximum number of these trials; with more patterns, they take turns."""
 
+METHODS = ("solver", "refine", "slim_solver")
+"""Settings that change the quality of a model rather than its size."""
+
 GUIDED = 16
 """Number of trials that minimize the sum of the errors."""
 
@@ -71,6 +74,8 @@ class WarmStart:
     def _fill_gap(self, results: Sequence[TrialResult], *, by_area: bool) -> dict[str, Any] | None:
         """Return new values in the middle of the largest gap of the front, with the smallest sum of errors.
 
+        Methods are those of the larger model, which is the better one, and other settings those of the smaller one.
+
         Args:
             results: The results of all trials before.
             by_area: Whether gaps are compared by cost times quality, rather than by cost.
@@ -81,18 +86,20 @@ class WarmStart:
             ((large[0] - small[0]) * (abs(large[1] - small[1]) if by_area else 1.0), small[2], large[2])
             for small, large in pairwise(points)
         ]
-        for _, low, high in sorted(gaps, reverse=True):
-            values = self._minimize_errors(front[low].values, front[high].values, results)
+        for _, *ends in sorted(gaps, reverse=True):
+            small, large = (front[end].values for end in ends)
+            settings = {**small, **{name: large[name] for name in METHODS if name in large}}
+            values = self._minimize_errors(settings, (small, large), results)
             if values is not None and all(result.values != values for result in results):
                 return values
         return None
 
     def _minimize_errors(
-        self, small: Mapping[str, Any], large: Mapping[str, Any], results: Sequence[TrialResult]
+        self, settings: Mapping[str, Any], ends: Sequence[Mapping[str, Any]], results: Sequence[TrialResult]
     ) -> dict[str, Any] | None:
-        """Return values of a model between two others, in all other settings like the smaller one."""
-        axes = {axis.name: axis for axis in self._factory.iterate_axes(small)}
-        pattern = small.get("pattern", self._factory.space.pattern[0])
+        """Return values of a model whose size is between two others; all other settings are kept."""
+        axes = {axis.name: axis for axis in self._factory.iterate_axes(settings)}
+        pattern = settings.get("pattern", self._factory.space.pattern[0])
         sizes = {
             name: sum(self._factory.sizes[layer] for layer in group.layers if layer in self._factory.layers[pattern])
             for group in self._factory.groups
@@ -103,9 +110,9 @@ class WarmStart:
         if not curves or min(map(len, curves.values())) < 2:
             return None
         low, high = (sum(curve[end][0] for curve in curves.values()) for end in (0, -1))
-        totals = [sum(size * values.get(name, 0.0) for name, size in sizes.items()) for values in (small, large)]
+        totals = [sum(size * values.get(name, 0.0) for name, size in sizes.items()) for values in ends]
         counts = minimize_error(curves, round(min(max(sum(totals) / 2, low), high)))
-        return {**small, **{name: axes[name].find_nearest(count / sizes[name]) for name, count in counts.items()}}
+        return {**settings, **{name: axes[name].find_nearest(count / sizes[name]) for name, count in counts.items()}}
 
 
 def _list_errors(name: str, size: int, results: Sequence[TrialResult]) -> LossPoints:
