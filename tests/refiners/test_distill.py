@@ -12,6 +12,7 @@ from torch import nn
 
 import secateur
 from oneshot.problems import batches
+from secateur.distributed.pytorch.team import Team
 from secateur.errors import ConfigError
 from secateur.oneshot.pytorch.calibration.batches import read_batches
 from secateur.refiners import Distill
@@ -20,6 +21,8 @@ from secateur.refiners.held_out import PATIENCE, BestValues, split_held_out
 from secateur.refiners.pace import Pace
 from secateur.refiners.tuning import MaskedAdam
 from tiny_models import bits, deep_mlp
+
+NAN = float("nan")
 
 
 class Clock:
@@ -69,6 +72,14 @@ def test_no_step_is_taken_if_the_time_is_over(seconds: float) -> None:
     shares, pace = take_steps(Clock(1.0), seconds=seconds)
     assert shares == []
     assert pace.describe_end() == "0 steps, until the time was over"
+
+
+def test_the_clock_of_the_first_rank_decides() -> None:
+    class Follower(Team):
+        def share(self, value: Any) -> Any:
+            return value + 1000.0
+
+    assert Pace(seconds=100.0, team=Follower(), clock=Clock(1.0)).begin_step() is None
 
 
 def test_the_rest_is_estimated() -> None:
@@ -122,9 +133,12 @@ def test_tuning_stops_when_the_loss_no_longer_falls() -> None:
     assert adjust(losses) == (1 + PATIENCE, 1.0, remark)
 
 
-@pytest.mark.parametrize("losses", [[3.0, *[float("nan")] * 9], [float("nan")] * 9])
-def test_losses_that_are_no_numbers_are_never_the_lowest(losses: list[float]) -> None:
-    assert adjust(losses)[:2] == (PATIENCE, 0.0)
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [([3.0, *[NAN] * 9], 0), ([NAN] * 9, 0), ([NAN, 3.0, *[4.0] * 9], 1), ([NAN, NAN, 3.0, *[NAN] * 9], 2)],
+)
+def test_losses_that_are_no_numbers_are_never_the_lowest(losses: list[float], best: int) -> None:
+    assert adjust(losses)[:2] == (best + PATIENCE, float(best))
 
 
 def build_task(model: nn.Module, refiner: Distill, **options: Any) -> ModelTask:
