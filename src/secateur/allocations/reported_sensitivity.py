@@ -27,8 +27,6 @@ class ReportedSensitivity(Allocation):
 
     Attributes:
         report: The report, of this model.
-        metric: What it measured.
-        digest: Start of the SHA-256 of its layers, which tells runs with different reports apart.
 
     Examples:
         >>> import torch, secateur
@@ -46,7 +44,9 @@ class ReportedSensitivity(Allocation):
 
     report: SensitivityReport = field(repr=False)
     metric: str = field(init=False)
+    """What the report measured."""
     digest: str = field(init=False)
+    """Start of the SHA-256 of the report's layers, which tells runs with different reports apart."""
 
     needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
 
