@@ -314,7 +314,7 @@ def test_patterns_that_couple_layers_are_refused() -> None:
             return {"all": Units(tilings)}
 
     config = {"pattern": "coupled", "target_sparsity": 0.5, "op_names": [".*[.]0"]}
-    with pytest.raises(UnsupportedModelError, match="over single layers, and pattern 'coupled' couples layers"):
+    with pytest.raises(UnsupportedModelError, match="for pattern 'coupled', which couples layers: results of scans"):
         secateur.prune(make_stack(), config, allocation=SCAN)
     config = {"op_names": config["op_names"]}
     with pytest.raises(UnsupportedModelError, match="patterns must prune single layers, and 'coupled' couples layers"):

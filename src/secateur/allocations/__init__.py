@@ -16,6 +16,7 @@ from secateur.allocations.base import (  # noqa: E402 - after the check that tor
 from secateur.allocations.global_ranking import Global  # noqa: E402
 from secateur.allocations.owl import OWL  # noqa: E402
 from secateur.allocations.reported_sensitivity import ReportedSensitivity  # noqa: E402
+from secateur.allocations.reported_shares import ReportedShares  # noqa: E402
 from secateur.allocations.sensitivity import Sensitivity  # noqa: E402
 from secateur.allocations.uniform import Uniform  # noqa: E402
 
@@ -26,6 +27,7 @@ __all__ = [
     "AllocationTask",
     "Global",
     "ReportedSensitivity",
+    "ReportedShares",
     "Sensitivity",
     "Uniform",
     "allocate",

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
-from secateur.allocations.base import Allocation, AllocationTask
-from secateur.masking.pytorch import ParameterWeight
-from secateur.planning.sensitivity_counts import UnitBounds, count_by_sensitivity, refuse_other_model
+from secateur.allocations.reported import ReportedAllocation, digest_records
 from secateur.results import SensitivityReport
 
 __all__ = ["ReportedSensitivity"]
 
-DIGEST_LENGTH = 12
-"""Number of hexadecimal digits."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class ReportedSensitivity(Allocation):
+class ReportedSensitivity(ReportedAllocation):
     """Minimize the sum of the losses that `secateur.sensitivity` has measured.
 
     ``allocation=report`` is short for it. Losses are multiplied by ``loss_factor``, which makes the errors of layers
@@ -48,23 +40,11 @@ class ReportedSensitivity(Allocation):
     digest: str = field(init=False)
     """Start of the SHA-256 of the report's layers, which tells runs with different reports apart."""
 
-    needs: ClassVar[Literal["nothing", "norms", "gram"]] = "nothing"
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "metric", self.report.metric)
-        text = json.dumps([layer.to_dict() for layer in self.report.layers])
-        object.__setattr__(self, "digest", hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH])
+        object.__setattr__(self, "digest", digest_records(self.report.layers))
 
-    def check(self, task: AllocationTask) -> None:
-        """See `Allocation.check`: the report must be of the same weights."""
-
-        def compute_digest(layer: str) -> str:
-            with task.load(layer):
-                return ParameterWeight(layer, task.pattern).compute_digest()
-
-        refuse_other_model(self.report, task.pattern, compute_digest)
-
-    def counts(self, task: AllocationTask) -> dict[str, int]:
-        """See `Allocation.counts`."""
-        bounds = UnitBounds(lower=task.lower, upper=task.upper, total=task.total)
-        return count_by_sensitivity(self.report, task.pattern, bounds)
+    @property
+    def source(self) -> SensitivityReport:
+        """See `ReportedAllocation.source`."""
+        return self.report

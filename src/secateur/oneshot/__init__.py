@@ -63,7 +63,8 @@ def prune(
             the members: ``solver="alps", refine=Distill(steps=100, held_out=1 / 16)``.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
             ``"sensitivity"``, the result of `secateur.sensitivity` (also without calibration data, and for Keras
-            models) or an allocation object; ``"uniform"`` or ``"global"`` for channels and heads. ``None`` follows
+            models), a trial of `secateur.search` (also without calibration data) or an allocation object;
+            ``"uniform"`` or ``"global"`` for channels and heads. ``None`` follows
             ``pruning_scope``; if that is ``None`` too, the default is ``"uniform"``: every layer is pruned to the
             target.
         execution: Where and how a run with calibration data executes: device, offloading, a folder to resume from, a

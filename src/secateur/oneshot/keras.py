@@ -34,7 +34,7 @@ def prune(
         )
     model_plan = plan(model, drop_schedule(config), example_inputs=example_inputs, prune_frozen=True)
     kernels = {name: KernelWeight(name, pattern) for pattern in model_plan.patterns for name in pattern.views}
-    return prune_weights(model_plan, kernels, model.count_params(), sensitivity=sensitivity)
+    return prune_weights(model_plan, kernels, model.count_params(), source=sensitivity)
 
 
 def is_leader(calibration: Any, execution: Any) -> bool:

@@ -13,7 +13,7 @@ from secateur.masking.run import PrunedWeight, Run, build_report, refuse_nan, re
 from secateur.oneshot.interrupts import defer_interrupts
 from secateur.patterns import BasePattern, get_pattern
 from secateur.planning import Plan
-from secateur.planning.sensitivity_counts import find_layer_targets
+from secateur.planning.layer_targets import TargetSource, find_layer_targets
 from secateur.results import PruningReport, SensitivityReport
 
 __all__ = ["drop_schedule", "find_gradient_criterion", "prune_weights"]
@@ -77,7 +77,7 @@ def prune_weights(
     weights: Mapping[str, PrunedWeight],
     model_weights: int,
     *,
-    sensitivity: SensitivityReport | None = None,
+    source: TargetSource | None = None,
 ) -> PruningReport:
     """Select masks for all layers of a plan, and set the pruned weights to zero.
 
@@ -85,16 +85,16 @@ def prune_weights(
         plan: A plan made with the result of `drop_schedule`.
         weights: Layer → its weight, for every layer to prune.
         model_weights: Number of weights of the whole model.
-        sensitivity: Distributes the target over layers; ``None``: the plan does.
+        source: The result by which the target is distributed over layers; ``None``: the plan does so.
 
     Raises:
-        ConfigError: The report is of another model, or does not reach the target.
+        ConfigError: The result is of another model, or does not reach the target.
         ScoreError: A weight or a score is ``nan``. No weight is changed in that case.
     """
     refuse_nan(weights)
     patterns = [pattern for pattern in plan.patterns if pattern.views]
-    if sensitivity is not None:
-        patterns = [part for pattern in patterns for part in _divide_target(pattern, weights, sensitivity)]
+    if source is not None:
+        patterns = [part for pattern in patterns for part in _divide_target(pattern, weights, source)]
     runs = [Run(pattern, weights) for pattern in patterns]
     for run in runs:
         run.start()
@@ -103,18 +103,19 @@ def prune_weights(
             weight.apply_mask()
     refuse_violations({name: reason for run in runs for name, reason in run.violations().items()})
     report = build_report(runs, plan.dense, step=0, model_weights=model_weights)
-    if sensitivity is not None:
+    if source is not None:
+        losses = source.losses if isinstance(source, SensitivityReport) else None
         configs = tuple(pattern.config for pattern in plan.patterns if pattern.views)
-        report = replace(report, configs=configs, sensitivity=sensitivity.losses)
+        report = replace(report, configs=configs, sensitivity=losses)
     report.warn_of_nearly_empty_layers()
     return report
 
 
 def _divide_target(
-    pattern: BasePattern, weights: Mapping[str, PrunedWeight], report: SensitivityReport
+    pattern: BasePattern, weights: Mapping[str, PrunedWeight], source: TargetSource
 ) -> list[BasePattern]:
     """Replace a pattern by one for each layer, with targets that are exactly the number of units it loses."""
-    targets = find_layer_targets(report, pattern, lambda name: weights[name].compute_digest())
+    targets = find_layer_targets(source, pattern, lambda name: weights[name].compute_digest())
     return [
         get_pattern(
             pattern.config.model_copy(update={"target_sparsity": target, "pruning_scope": "local"}),

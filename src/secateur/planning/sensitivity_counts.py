@@ -2,78 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Sequence
 
-from secateur._wording import format_list
-from secateur.errors import ConfigError, UnsupportedModelError
+from secateur.errors import ConfigError
 from secateur.patterns import BasePattern
+from secateur.planning.known_layers import KnownLayers
 from secateur.planning.loss_curves import LossPoints, clip_hull, interpolate_powers, minimize_error
+from secateur.planning.unit_bounds import UnitBounds
 from secateur.results import LayerSensitivity, SensitivityReport
 
-__all__ = ["UnitBounds", "count_by_sensitivity", "find_layer_targets", "refuse_other_model"]
+__all__ = ["count_by_sensitivity", "list_scanned_layers"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitBounds:
-    """How many units may be pruned.
-
-    Attributes:
-        lower: Layer → minimum number of units to prune.
-        upper: Layer → maximum number of units to prune.
-        total: Number of units to prune in total.
-    """
-
-    lower: Mapping[str, int]
-    upper: Mapping[str, int]
-    total: int
-
-    @classmethod
-    def read(cls, pattern: BasePattern) -> UnitBounds:
-        """Return the bounds of a pattern at its target; the total is clipped to those of the layers."""
-        lower, upper = pattern.budget.lower_bounds(pattern.target_sparsity), pattern.budget.upper_bounds()
-        total = pattern.budget.count_total(pattern.target_sparsity)
-        return cls(lower=lower, upper=upper, total=min(max(total, sum(lower.values())), sum(upper.values())))
-
-
-def refuse_other_model(report: SensitivityReport, pattern: BasePattern, digest: Callable[[str], str]) -> None:
-    """Raise an error if a report is not about the layers and the pattern.
-
-    Args:
-        report: The report.
-        pattern: The pattern, bound to layers that share one target.
-        digest: Returns the digest of the weight of a layer.
-
-    Raises:
-        ConfigError: The report is of another model, other weights or other patterns.
-    """
-    known = {layer.name: layer for layer in report.layers}
-    advice = "Scan this model with secateur.sensitivity, with the same pattern and layers, or leave out allocation."
-    if missing := [name for name in pattern.budget.units if name not in known]:
-        reasons = {repr(report.dense[name]) for name in missing if name in report.dense}
-        raise ConfigError(
-            f"the sensitivity report of allocation must cover every layer to prune, and it lacks "
-            f"{format_list(map(repr, missing))}{f' ({format_list(sorted(reasons))})' if reasons else ''}. {advice}"
-        )
-    for name, units in pattern.budget.units.items():
-        layer, shape = known[name], tuple(pattern.views[name].shape)
-        if layer.shape != shape:
-            raise ConfigError(
-                f"the sensitivity report of allocation is of another model: layer {name!r} has a weight of shape "
-                f"{layer.shape} there, and {shape} here. {advice}"
-            )
-        if not any((point.pattern, point.units) == (pattern.pattern, units) for point in layer.points):
-            patterns = format_list(dict.fromkeys(repr(point.pattern) for point in layer.points))
-            raise ConfigError(
-                f"the sensitivity report of allocation must have measured {pattern.pattern!r} in layer {name!r}, found "
-                f"{patterns} only. {advice}"
-            )
-    if changed := [name for name in pattern.budget.units if known[name].sha256 != digest(name)]:
-        raise ConfigError(
-            f"the sensitivity report of allocation is of a model with other weights in "
-            f"{format_list(map(repr, changed), limit=4)}. {advice}"
-        )
+def list_scanned_layers(report: SensitivityReport) -> KnownLayers:
+    """Return the layers that were measured, to compare a model with."""
+    return KnownLayers(
+        subject="the sensitivity report of allocation",
+        verb="measured",
+        advice="Scan this model with secateur.sensitivity, with the same pattern and layers, or leave out allocation.",
+        layers={layer.name: layer for layer in report.layers},
+        patterns={layer.name: tuple(dict.fromkeys(point.pattern for point in layer.points)) for layer in report.layers},
+        dense=report.dense,
+    )
 
 
 def count_by_sensitivity(report: SensitivityReport, pattern: BasePattern, bounds: UnitBounds) -> dict[str, int]:
@@ -96,31 +46,6 @@ def count_by_sensitivity(report: SensitivityReport, pattern: BasePattern, bounds
     if (reach := sum(curve[-1][0] for curve in curves.values())) < bounds.total:
         raise _make_reach_error(pattern, report, f"{bounds.total} units must go, and {reach} can")
     return minimize_error(curves, bounds.total)
-
-
-def find_layer_targets(
-    report: SensitivityReport, pattern: BasePattern, digest: Callable[[str], str]
-) -> dict[str, float]:
-    """Return layer → target sparsity that means exactly the number of units it loses; see `count_by_sensitivity`.
-
-    Args:
-        report: The report.
-        pattern: The pattern, bound to layers that share one target.
-        digest: Returns the digest of the weight of a layer.
-
-    Raises:
-        UnsupportedModelError: The pattern couples layers.
-        ConfigError: The report is of another model, or does not reach the target.
-    """
-    if pattern.coupling is not None or pattern.budget.units.keys() != pattern.views.keys():
-        raise UnsupportedModelError(
-            f"a sensitivity report distributes the target over single layers, and pattern {pattern.pattern!r} couples "
-            f"layers. Leave out allocation."
-        )
-    refuse_other_model(report, pattern, digest)
-    units, share = pattern.budget.units, pattern.budget.unit_share
-    counts = count_by_sensitivity(report, pattern, UnitBounds.read(pattern))
-    return {name: float(Fraction(count, units[name]) * share) for name, count in counts.items()}
 
 
 def _list_points(layer: LayerSensitivity, pattern: BasePattern) -> Sequence[tuple[int, float]]:

@@ -1,6 +1,7 @@
 """Reports of what was done, as tables, pages and JSON."""
 
 from secateur.results.layer_record import LayerRecord, join_layers
+from secateur.results.layer_shares import LayerShares, LayerSharesSource
 from secateur.results.pruning_report import GroupResult, LayerResult, PruningReport
 from secateur.results.records import Column, Record, Row
 from secateur.results.report_base import Report
@@ -16,6 +17,8 @@ __all__ = [
     "LayerRecord",
     "LayerResult",
     "LayerSensitivity",
+    "LayerShares",
+    "LayerSharesSource",
     "Measure",
     "PruningCase",
     "PruningReport",

@@ -152,7 +152,8 @@ def search(
         results = run_trials(study, evaluator, factory, trials, display)
     report = SearchReport(
         trials=find_front(
-            [replace(result, candidate=factory.make_candidate(result.values)) for result in results], direction
+            [result.describe_model(factory.make_candidate(result.values), factory.digests) for result in results],
+            direction,
         ),
         objective=_get_name(objective),
         direction=direction,

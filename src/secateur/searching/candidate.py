@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from secateur._wording import format_count
@@ -92,6 +92,7 @@ class CandidateFactory:
         groups: The groups of layers with their own settings.
         layers: Pattern → the layers that it can prune.
         sizes: Layer → number of its weights.
+        digests: Layer → digest of its dense weight.
     """
 
     space: PruningSpace
@@ -100,6 +101,7 @@ class CandidateFactory:
     groups: Sequence[LayerGroup]
     layers: Mapping[str, frozenset[str]]
     sizes: Mapping[str, int]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def iterate_axes(self, values: Mapping[str, Any]) -> Iterator[SearchAxis]:
         """Yield the settings to choose; some depend on values that must be set before the next one is read.

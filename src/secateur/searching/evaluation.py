@@ -160,6 +160,8 @@ class Evaluator:
         with self._leaf.fix_seed(model), _silence_steps():
             report = self._prune(model, candidate)
         known["sparsity"] = self._leaf.compute_sparsity(model, self._model)
+        if report is not None:
+            known["layers"] = tuple(layer.record() for layer in report.layers)
         if isinstance(report, CalibratedReport):
             known["error"] = _compute_mean(list(report.errors.values()))
             known["group_errors"] = {

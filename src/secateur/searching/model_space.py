@@ -40,15 +40,20 @@ def make_factory(model: Any, space: PruningSpace, config: ConfigLike | None) -> 
         if key in base:
             raise ConfigError(f"config must leave {key} to the space, found {base[key]!r}. Move it to the space.")
     slim_base = {key: base.pop(key) for key in SLIM_KEYS if key in base}
-    plan = import_leaf("secateur.planning", model).plan
+    plan, compute_digest = (
+        import_leaf("secateur.planning", model).plan,
+        import_leaf("secateur.analysis", model).compute_digest,
+    )
     groups = space.groups if isinstance(space.groups, Mapping) else {}
     patterns = {*space.pattern, *(name for settings in groups.values() for name in settings.get("pattern", ()))}
-    layers, sizes = {}, dict[str, int]()
+    layers, sizes, digests = {}, dict[str, int](), dict[str, str]()
     for pattern in sorted(patterns):
         made = make_config({**base, "pattern": pattern})
-        planned = plan(model, made, prune_frozen=True).layers
-        layers[pattern] = [layer.name for layer in planned if layer.is_pruned]
-        sizes |= {layer.name: layer.weights for layer in planned}
+        planned = plan(model, made, prune_frozen=True)
+        layers[pattern] = [layer.name for layer in planned.layers if layer.is_pruned]
+        sizes |= {layer.name: layer.weights for layer in planned.layers}
+        for bound in planned.patterns:
+            digests |= {name: compute_digest(name, bound) for name in bound.views if name not in digests}
     ordered = list(dict.fromkeys(name for names in layers.values() for name in names))
     return CandidateFactory(
         space=space,
@@ -57,4 +62,5 @@ def make_factory(model: Any, space: PruningSpace, config: ConfigLike | None) -> 
         groups=group_layers(space, ordered),
         layers={pattern: frozenset(names) for pattern, names in layers.items()},
         sizes=sizes,
+        digests=digests,
     )

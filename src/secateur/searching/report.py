@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from secateur._wording import format_count, format_reasons
+from secateur._wording import format_count, format_list, format_reasons
 from secateur.errors import ConfigError
-from secateur.results import Column, Report, SearchSummary, Summary, TrialPoint
+from secateur.results import Column, LayerShares, LayerSharesSource, Report, SearchSummary, Summary, TrialPoint
 from secateur.results.data_frame import make_data_frame
 from secateur.searching.evaluation import DenseResult
 from secateur.searching.trial_result import TrialResult
@@ -24,7 +24,7 @@ COSTS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class SearchReport(Report):
+class SearchReport(Report, LayerSharesSource):
     """The result of `secateur.search`.
 
     Attributes:
@@ -95,6 +95,20 @@ class SearchReport(Report):
         if min_quality is not None:
             return fitting[0]
         return max(fitting, key=lambda trial: sign * trial.quality)  # type: ignore[operator]
+
+    def get_layer_shares(self) -> LayerShares:
+        """Return how much of each layer the only trial of the front has pruned.
+
+        Raises:
+            ConfigError: The front has several trials, or its trial does not tell how to distribute a target.
+        """
+        if len(self.front) > 1:
+            numbers = format_list(str(trial.number) for trial in self.front)
+            raise ConfigError(
+                f"allocation must be one trial, and the front of this search has {len(self.front)}: {numbers}. Choose "
+                f"one, such as allocation=report.best(max_cost={self.dense.cost / 2:.6g})."
+            )
+        return self.front[0].get_layer_shares()
 
     @property
     def _sign(self) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from secateur.config import PruningConfig
-from secateur.results import Column, Row, describe_config
+from secateur.errors import ConfigError
+from secateur.results import Column, LayerRecord, LayerShares, LayerSharesSource, Row, describe_config
 from secateur.searching.candidate import SearchCandidate
 from secateur.searching.space import label_choice
 
@@ -17,7 +18,7 @@ FRONT_MARK = "●"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialResult(Row):
+class TrialResult(Row, LayerSharesSource):
     """One trial of a search: its settings, and what they cost and achieve.
 
     Attributes:
@@ -33,6 +34,7 @@ class TrialResult(Row):
         seconds: Duration.
         reason: Why it was pruned or failed.
         repeats: Number of the trial with the same settings whose result this is.
+        layers: The layers that were pruned, and how much of each.
         is_on_front: Whether no other trial costs no more and achieves no less, and is better in one of them.
         candidate: The configurations and other arguments.
     """
@@ -46,7 +48,7 @@ class TrialResult(Row):
         Column("settings", lambda row: row.describe()),
     )
     computed: ClassVar[tuple[str, ...]] = ("configs",)
-    omitted: ClassVar[tuple[str, ...]] = ("candidate",)
+    omitted: ClassVar[tuple[str, ...]] = ("candidate", "layers")
 
     number: int
     values: dict[str, Any]
@@ -60,17 +62,54 @@ class TrialResult(Row):
     seconds: float = 0.0
     reason: str = ""
     repeats: int | None = None
+    layers: tuple[LayerRecord, ...] = field(default=(), repr=False)
     is_on_front: bool = False
     candidate: SearchCandidate | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_stored(cls, stored: Mapping[str, Any]) -> Self:
         """Return the result that `to_stored` described."""
-        return cls(**stored)
+        layers = [{**layer, "shape": tuple(layer["shape"])} for layer in stored.get("layers", ())]
+        return cls(**{**stored, "layers": tuple(LayerRecord(**layer) for layer in layers)})
 
     def to_stored(self) -> dict[str, Any]:
         """Return what is stored, as plain values."""
-        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in NOT_STORED}
+        plain = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in NOT_STORED}
+        layers = [{name: getattr(layer, name) for name in STORED_OF_LAYER} for layer in self.layers]
+        return plain | {"layers": layers}
+
+    def describe_model(self, candidate: SearchCandidate, digests: Mapping[str, str]) -> Self:
+        """Return the result with what is not stored, because it is the same in each call that resumes a search.
+
+        Args:
+            candidate: The configurations with its values.
+            digests: Layer → digest of its dense weight.
+        """
+        layers = tuple(replace(layer, sha256=digests.get(layer.name)) for layer in self.layers)
+        return replace(self, candidate=candidate, layers=layers)
+
+    def get_layer_shares(self) -> LayerShares:
+        """Return how much of each layer the trial has pruned.
+
+        ``secateur.prune(model, config, allocation=trial)`` distributes the target of a configuration in the same
+        proportions.
+
+        Raises:
+            ConfigError: The trial failed, did not prune weights, or slimmed the model first.
+        """
+        if self.slim_config is not None:
+            raise ConfigError(
+                f"trial {self.number} slims the model to a width of {1 - (self.slim_config.target_sparsity or 0):.3g}, "
+                f"and allocation distributes a target over the layers of the model as it was. Choose a trial without a "
+                f"width, or repeat this one: secateur.slim(model, trial.slim_config, **trial.slim_options), and then "
+                f"secateur.prune(model, trial.config, **trial.options)."
+            )
+        if not self.layers:
+            raise ConfigError(
+                f"trial {self.number} must have pruned layers to be an allocation, and it has not: "
+                f"{self.reason or 'it prunes no weights'}. Choose a trial of the front."
+            )
+        return LayerShares(origin=f"trial {self.number} of the search", layers=self.layers)
 
     @property
     def config(self) -> PruningConfig | None:
@@ -127,6 +166,9 @@ def find_front(trials: Sequence[TrialResult], direction: str) -> tuple[TrialResu
 
 
 NOT_STORED = frozenset({"is_on_front", "candidate"})
+
+STORED_OF_LAYER = ("name", "shape", "pattern", "weights", "sparsity", "units", "pruned_units")
+"""What is stored of each layer of a trial."""
 
 
 def _format_setting(value: Any) -> str:

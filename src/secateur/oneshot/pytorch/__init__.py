@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from secateur.allocations import ALLOCATIONS, Uniform
+from secateur.allocations import ALLOCATIONS, ReportedShares, Uniform
 from secateur.config import ConfigLike, PruningConfig, make_config
 from secateur.distributed.pytorch.ranks import Ranks
 from secateur.distributed.pytorch.team import Team
@@ -86,8 +86,7 @@ def prune(
             is_global = config.pruning_scope == "global" and calibration is not None
             allocation = "global" if is_global else "uniform"
         method = replace(Recipe.from_names(solver, refine, allocation), loss=loss, minutes=minutes, permute=permute)
-        default: Literal["global", "local"] = "local" if isinstance(method.allocation, Uniform) else "global"
-        model_plan = make_plan(drop_schedule(config, default_scope=default))
+        model_plan = make_plan(drop_schedule(config, default_scope=_choose_scope(method)))
         if calibration is None:
             method.refuse_without_data()
             if execution is not None:
@@ -99,7 +98,7 @@ def prune(
             }
             with torch.no_grad(), explain_out_of_memory():
                 size = sum(weight.numel() for weight in unwrap_model(model).parameters())
-                return prune_weights(model_plan, weights, size, sensitivity=method.sensitivity)
+                return prune_weights(model_plan, weights, size, source=method.target_source)
         batches, execution = split_calibration(calibration, execution)
         with explain_out_of_memory():
             if removes_units(model_plan):
@@ -115,6 +114,11 @@ def _find_scope(allocation: Any) -> str | None:
         if isinstance(allocation, ALLOCATIONS[name]) or (isinstance(allocation, str) and allocation == name):
             return scope
     return None
+
+
+def _choose_scope(method: Recipe) -> Literal["global", "local"]:
+    """Return the default scope of an allocation; global rankings bound the sparsity of each layer."""
+    return "local" if isinstance(method.allocation, Uniform | ReportedShares) else "global"
 
 
 @contextmanager

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from secateur._wording import format_list
-from secateur.allocations import ALLOCATIONS, Allocation, ReportedSensitivity, Uniform
+from secateur.allocations import ALLOCATIONS, Allocation, ReportedSensitivity, ReportedShares, Uniform
+from secateur.allocations.reported import ReportedAllocation
 from secateur.errors import CalibrationError, ConfigError
 from secateur.oneshot.pytorch.calibration.calibration_loss import Loss
+from secateur.planning.layer_targets import TargetSource
 from secateur.refiners import REFINERS, BlockRefiner, LayerRefiner, ModelRefiner, Refiner
 from secateur.refiners.base import UnitRefiner
-from secateur.results import SensitivityReport
+from secateur.results import LayerSharesSource, SensitivityReport
 from secateur.solvers import SOLVERS, Solver, UnitSolver
 
 __all__ = ["Recipe"]
@@ -44,18 +46,21 @@ class Recipe:
         cls,
         solver: str | Solver | UnitSolver,
         refine: str | Refiner | Iterable[str | Refiner] = (),
-        allocation: str | Allocation | SensitivityReport = "uniform",
+        allocation: str | Allocation | SensitivityReport | LayerSharesSource = "uniform",
     ) -> Recipe:
-        """Build a recipe from names or objects; a sensitivity report becomes an allocation.
+        """Build a recipe from names or objects; the result of a scan or a search becomes an allocation.
 
         Raises:
             UnknownNameError: A name is not registered.
-            ConfigError: A value is neither a name nor an object of its kind.
+            ConfigError: A value is neither a name nor an object of its kind, or a search does not tell how to
+                distribute a target.
         """
         members = tuple(refine) if isinstance(refine, Iterable) and not isinstance(refine, str) else (refine,)
         refiners = tuple(_create(member, Refiner, REFINERS) for member in members)
         if isinstance(allocation, SensitivityReport):
             allocation = ReportedSensitivity(report=allocation)
+        elif isinstance(allocation, LayerSharesSource):
+            allocation = ReportedShares(shares=allocation.get_layer_shares())
         return cls(
             _create(solver, (Solver, UnitSolver), SOLVERS), refiners, _create(allocation, Allocation, ALLOCATIONS)
         )
@@ -70,10 +75,10 @@ class Recipe:
                 f"form that the model accepts; for a language model, 32 sequences of 512 tokens of ordinary text are "
                 f"enough."
             )
-        if not isinstance(self.allocation, (Uniform, ReportedSensitivity)):
+        if not isinstance(self.allocation, (Uniform, ReportedAllocation)):
             raise CalibrationError(
                 f"allocation {type(self.allocation).__name__} is used with calibration data only. Pass "
-                f"calibration=batches, or choose 'uniform', 'global' or a sensitivity report."
+                f"calibration=batches, or choose 'uniform', 'global', a sensitivity report or a trial of a search."
             )
 
     @property
@@ -146,8 +151,13 @@ class Recipe:
         return tuple(refiner for refiner in self.refiners if isinstance(refiner, ModelRefiner))
 
     @property
+    def target_source(self) -> TargetSource | None:
+        """The result by which the target is distributed; ``None``: there is none."""
+        return self.allocation.source if isinstance(self.allocation, ReportedAllocation) else None
+
+    @property
     def sensitivity(self) -> SensitivityReport | None:
-        """The report by which the target is distributed; ``None``: there is none."""
+        """The sensitivity report by which the target is distributed; ``None``: there is none."""
         return self.allocation.report if isinstance(self.allocation, ReportedSensitivity) else None
 
     @property
