@@ -55,6 +55,10 @@ class Execution:
         processes: Which processes prune the model: ``"all"`` of ``torch.distributed`` if it is initialized, each of
             which calls `prune` with the same arguments; or ``"one"``, only this one.
 
+        allow_int8: Whether the inputs of layers may be computed with 8-bit integers, on processors that are faster with
+            them (VNNI). Only solvers of single layers, such as ``"wanda"`` and ``"sparsegpt"``, do so. The result is
+            not rounded, and refiners of blocks and of the model compute as usual.
+
     Raises:
         ConfigError: `offload` or `processes` is invalid, or `weights` or `keep_parts` is set without a `folder`.
 
@@ -70,6 +74,7 @@ class Execution:
     keep_parts: bool = False
     progress: Callable[[Progress], object] | None = None
     processes: Literal["all", "one"] = "all"
+    allow_int8: bool = True
 
     def __post_init__(self) -> None:
         if self.offload not in ("memory", "disk"):

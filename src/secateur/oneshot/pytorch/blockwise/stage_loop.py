@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -128,8 +128,13 @@ class StageLoop(ABC, Generic[AnyStage]):
         if is_new := not self._resume(number, stage):
             self.prune_stage(number, stage)
         if not is_last:
-            stage.advance()
+            with self.choose_products():
+                stage.advance()
         return is_new
+
+    def choose_products(self) -> AbstractContextManager[object]:
+        """Return the context in which calibration data runs through a pruned stage."""
+        return nullcontext()
 
     @property
     def runs_dense(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
 import torch
@@ -16,6 +17,7 @@ from secateur.oneshot.pytorch.blockwise.stage_loop import StageLoop
 from secateur.oneshot.pytorch.blockwise.stages import Stage
 from secateur.oneshot.pytorch.calibration.expert_statistics import ExpertStatistics
 from secateur.oneshot.pytorch.calibration.input_statistics import InputStatistics
+from secateur.oneshot.pytorch.calibration.int8_products import Int8Products, has_fast_int8
 from secateur.oneshot.pytorch.layer_jobs import create_jobs, run_jobs
 from secateur.oneshot.pytorch.targets import build_blind_problem, build_experts_problem, build_problem
 from secateur.solvers.problem import Problem
@@ -28,7 +30,8 @@ class StageRunner(StageLoop[Stage]):
 
     def prune_stage(self, number: int, stage: Stage) -> None:
         """See `StageLoop.prune_stage`."""
-        statistics, experts = collect_statistics(stage, self.team, with_gram=self.recipe.needs_gram, outputs=None)
+        with self.choose_products():
+            statistics, experts = collect_statistics(stage, self.team, with_gram=self.recipe.needs_gram, outputs=None)
         parameters = self.list_parameters(stage)
         self.record.back_up(number, parameters)
         solved = run_jobs(create_jobs(stage.targets, self.recipe, statistics, experts), self.team)
@@ -38,6 +41,11 @@ class StageRunner(StageLoop[Stage]):
         outcome = {"results": results, "errors": solved.errors, "blind": solved.blind, "seconds": solved.seconds}
         self.outcome.add(outcome)
         self.record.commit(number, parameters, outcome)
+
+    def choose_products(self) -> AbstractContextManager[object]:
+        """See `StageLoop.choose_products`; refiners of blocks compare with dense blocks, which are not rounded."""
+        is_allowed = self.execution.allow_int8 and not self.runs_dense
+        return Int8Products() if is_allowed and has_fast_int8() else nullcontext()
 
     def list_parameters(self, stage: Stage) -> dict[str, torch.Tensor]:
         """See `StageLoop.list_parameters`."""
