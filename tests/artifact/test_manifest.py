@@ -169,6 +169,7 @@ LIES: list[tuple[str, Any, Use, str]] = [
     (f"{GROUPS}/pruned/units", 63, OPENED, "64 of 63 units cannot be pruned"),
     (f"{GROUPS}/pruned/pruned_units", 65, verify, "64 of its units are zero, but 65 were pruned"),
     (f"{GROUPS}/pruned/pruned_units", 129, OPENED, "129 of 128 units cannot be pruned"),
+    (f"{GROUPS}/pruned/error", -0.5, OPENED, "error: Input should be greater than or equal to 0"),
     (f"{GROUPS}/pruned", {"pattern": "2:4", "units": 128}, OPENED, "pruned_units: Field required"),
     (f"{DENSE}/pattern", "2:5", verify, "dense.weight: not '2:5': "),
     (f"{LIST}/pattern", "32x32", verify, "list.weight: not '32x32': "),

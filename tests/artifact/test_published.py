@@ -108,6 +108,19 @@ def test_the_manifest_states_the_pattern_of_converted_weights(name: str, pattern
     assert secateur.verify(tmp_path / "saved", pattern=pattern).problems == {}
 
 
+@pytest.mark.parametrize(("name", "has_errors"), [("mixtral", True), ("nomic_bert", False)])
+def test_errors_of_layers_are_stated_for_weights_of_a_single_layer(name: str, has_errors: bool, tmp_path: Path) -> None:
+    model = build(name)
+    batches = [{"input_ids": torch.arange(16).view(2, 8)}]
+    report = secateur.prune(
+        model, {"pattern": "2:4", "op_names": [r".*(qkv|[qkv]_proj|experts.*)"]}, calibration=batches
+    )
+    assert report.errors
+    secateur.save(model, tmp_path / "saved", report=report)
+    claims = [entry.pruned for entry in Artifact(tmp_path / "saved").manifest.tensors.values() if entry.pruned]
+    assert {claim.error for claim in claims} == (set(report.errors.values()) if has_errors else {None})
+
+
 def test_weights_that_changed_after_pruning_are_an_error(tmp_path: Path) -> None:
     model = build("mixtral")
     report = secateur.prune(model, {"pattern": "2:4"})

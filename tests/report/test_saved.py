@@ -40,7 +40,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, PruningR
 def test_a_summary_of_an_artifact_has_settings_digests_and_layers(
     saved: tuple[nn.Module, PruningReport, Path],
 ) -> None:
-    net, _, folder = saved
+    net, report, folder = saved
     summary = summarize_saved(folder)
     assert summary.configs[0]["pattern"] == "2:4"
     assert summary.digests == {"secateur.json": hashlib.sha256((folder / "secateur.json").read_bytes()).hexdigest()}
@@ -50,11 +50,22 @@ def test_a_summary_of_an_artifact_has_settings_digests_and_layers(
     assert layers["0"].sha256 == hashlib.sha256(weight.tobytes()).hexdigest()
     assert (layers["0"].pattern, layers["0"].sparsity, layers["0"].packing) == ("2:4", 0.5, "2:4")
     assert (layers["0"].units, layers["0"].pruned_units) == (256, 128)
+    assert {name: layer.error for name, layer in layers.items()} == {**report.errors, "4": None}
+    assert set(report.errors) == {"0", "2"}
     assert [(measure.quantity, measure.dense, measure.present) for measure in summary.measures] == [
         ("size", summary.measures[0].dense, summary.measures[0].present)
     ]
     assert summary.measures[0].present < summary.measures[0].dense == 4 * sum(w.numel() for w in net.parameters())
     assert summary.interruption is None
+
+
+@pytest.mark.parametrize("error", [float("nan"), float("inf")])
+def test_an_error_that_is_no_number_is_not_stored(error: float, tmp_path: Path) -> None:
+    net = make_net()
+    report = secateur.prune(net, "2:4", calibration=BATCHES, solver="wanda")
+    secateur.save(net, tmp_path / "net", report=replace(report, errors=report.errors | {"0": error}))
+    layers = {layer.name: layer.error for layer in summarize_saved(tmp_path / "net").layers}
+    assert layers == {"0": None, "2": report.errors["2"], "4": None}
 
 
 def test_the_masks_of_an_artifact_are_those_of_the_model(saved: tuple[nn.Module, PruningReport, Path]) -> None:

@@ -139,11 +139,13 @@ class Claim(_ManifestModel):
         pattern: Pattern specification.
         units: Number of units in the tensor.
         pruned_units: Number of pruned units.
+        error: Relative error of the layer's outputs on the calibration data, ≥ 0; ``None``: it was not measured.
     """
 
     pattern: Annotated[str, Field(max_length=100), PRINTABLE]
     units: Size
     pruned_units: Size
+    error: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
 
 class TensorEntry(_ManifestModel):

@@ -94,7 +94,9 @@ def verify_recognized_pattern(specification: str, view: WeightView, nonzero: npt
     return verify_pattern(specification, view, nonzero, claim)
 
 
-def restate_claim(specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_]) -> Claim:
+def restate_claim(
+    specification: str, view: WeightView, nonzero: npt.NDArray[np.bool_], error: float | None = None
+) -> Claim:
     """State what is pruned in a weight that is written in a different layout than it was pruned in.
 
     If most of its zeros are outside of pruned units, because rows or columns have another order, the pattern is
@@ -104,6 +106,7 @@ def restate_claim(specification: str, view: WeightView, nonzero: npt.NDArray[np.
         specification: The pattern in which it was pruned.
         view: The axes of the weight as it is written.
         nonzero: Which weights are not zero, in the shape as stored.
+        error: The error of the layer's outputs, which does not depend on the layout.
     """
     zeros = nonzero.size - count_true(nonzero)
     pattern = _bind_pattern(specification, view)
@@ -112,8 +115,8 @@ def restate_claim(specification: str, view: WeightView, nonzero: npt.NDArray[np.
         pruned = units.count - count_true(pattern.find_nonzero_units({LAYER: nonzero})[name])
         is_explained = pruned * nonzero.size >= zeros * units.count * MIN_EXPLAINED
         if is_explained or verify_pattern(specification, view, nonzero) is None:
-            return Claim(pattern=specification, units=units.count, pruned_units=pruned)
-    return Claim(pattern="1x1", units=nonzero.size, pruned_units=zeros)
+            return Claim(pattern=specification, units=units.count, pruned_units=pruned, error=error)
+    return Claim(pattern="1x1", units=nonzero.size, pruned_units=zeros, error=error)
 
 
 def fits_pattern(specification: str, view: WeightView) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -98,17 +99,21 @@ class Source:
             raise StateError(f"The report belongs to another model: this one has no {format_list(map(repr, unknown))}.")
         with explain_invalid("the report"):
             kinds = {group.kind for group in report.groups}
+            errors = {record.name: record.error for record in report.summarize().layers}
             claims = {
-                names[layer.name]: _make_claim(layer, is_coupled=layer.pattern in kinds) for layer in report.layers
+                names[layer.name]: _make_claim(layer, errors.get(layer.name), is_coupled=layer.pattern in kinds)
+                for layer in report.layers
             }
         return replace(self, claims=claims, configs=[_to_plain_config(config) for config in report.configs])
 
 
-def _make_claim(layer: LayerResult, *, is_coupled: bool) -> Claim:
+def _make_claim(layer: LayerResult, error: float | None, *, is_coupled: bool) -> Claim:
     """State what is pruned in the weight of a layer; slices of two groups are not a pattern of a single weight."""
+    if error is not None and not math.isfinite(error):
+        error = None  # JSON has no such number
     if is_coupled:
-        return Claim(pattern="1x1", units=layer.weights, pruned_units=layer.pruned_weights)
-    return Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units)
+        return Claim(pattern="1x1", units=layer.weights, pruned_units=layer.pruned_weights, error=error)
+    return Claim(pattern=layer.pattern, units=layer.units, pruned_units=layer.pruned_units, error=error)
 
 
 def _find_merged(name: str, layers: Collection[str | None]) -> str:

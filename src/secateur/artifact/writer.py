@@ -125,7 +125,8 @@ def describe_tensor(name: str, tensor: SourceTensor, claim: Claim | None = None,
 def _describe(tensor: SourceTensor, claim: Claim | None, *, dense: bool) -> TensorEntry:
     bits, dtype, view = tensor.read(), DTYPES[tensor.dtype], tensor.view
     if claim is not None and tensor.origins:
-        claim = None if view is None else restate_claim(claim.pattern, view, dtype.nonzero(bits))
+        error = claim.error if len(tensor.origins) == 1 else None
+        claim = None if view is None else restate_claim(claim.pattern, view, dtype.nonzero(bits), error)
     nonzero, nonzero_bits = _count_nonzero(tensor, bits, claim), count_true(bits)
     pattern, packing = None if claim is None else claim.pattern, None
     if view is not None and dtype.is_float:

@@ -76,6 +76,7 @@ def _describe_layers(manifest: Manifest) -> Iterator[LayerRecord]:
                 name=entry.layer or name.removesuffix(".weight"),
                 units=None if claim is None else claim.units,
                 pruned_units=None if claim is None else claim.pruned_units,
+                error=None if claim is None else claim.error,
                 attributes=(manifest.sizes or {}).get(entry.layer or ""),
                 sha256=entry.sha256,
             )
