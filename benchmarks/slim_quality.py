@@ -55,7 +55,7 @@ HAS_TORCH_PRUNING = importlib.util.find_spec("torch_pruning") is not None
 SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z])")
 HALF = {"pattern": "channels", "target_sparsity": 0.5, "pruning_scope": "local"}
 HALF_OF_AN_ENCODER = HALF | {"layers": {r".*\.attention\.(self\..*|output\.dense)": {"pattern": "heads"}}}
-LANGUAGE_REFINERS = {"ours": (), "distilled": (Distill(),)}
+LANGUAGE_REFINERS = {"ours": (), "ours + block + distill": (Block(steps=24), Distill(steps=64))}
 ENCODER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "ours, half of each layer": {"allocation": "uniform"},
     "ours": {"allocation": "global"},

@@ -13,8 +13,8 @@ from torch import nn
 import secateur
 from oneshot.problems import batches
 from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
-from secateur.oneshot.pytorch.named_recipes import HELD_OUT, MAX_STEPS, RATE
-from secateur.refiners import Distill
+from secateur.oneshot.pytorch.named_recipes import BLOCK_SHARE, EPOCHS, RATE
+from secateur.refiners import Block, Distill
 from secateur.solvers import ALPS
 from tiny_models import bits, deep_mlp
 
@@ -26,19 +26,39 @@ def prune(config: Any = "2:4", **options: Any) -> tuple[nn.Module, Any]:
     return model, secateur.prune(model, config, **{"calibration": DATA, "recipe": "best"} | options)
 
 
-def test_the_recipe_is_alps_and_distillation() -> None:
+def test_the_recipe_is_alps_then_blocks_then_distillation() -> None:
     model, report = prune()
-    same, _ = prune(recipe=None, solver=ALPS(), refine=Distill(rate=RATE, held_out=HELD_OUT))
+    same, _ = prune(recipe=None, solver=ALPS(), refine=[Block(dense_share=0.0), Distill(rate=RATE, epochs=EPOCHS)])
     plain, _ = prune(recipe=None, solver="alps")
     assert bits(model) == bits(same) != bits(plain)
     assert report.solver.startswith("ALPS(")
-    assert "64 steps" in report.phases[-1].remark
+    assert report.phases[-1].remark == f"{EPOCHS * len(DATA) // 2} steps"
+
+
+class Branches(nn.Module):
+    """A model without a stack of blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = nn.Linear(16, 8), nn.Linear(16, 8)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.left(features) + self.right(features)
+
+
+def test_without_a_stack_of_blocks_the_whole_model_is_tuned_only() -> None:
+    model, same = Branches(), Branches()
+    report = secateur.prune(model, "2:4", calibration=DATA, recipe="best")
+    secateur.prune(same, "2:4", calibration=DATA, solver=ALPS(), refine=Distill(rate=RATE, epochs=EPOCHS))
+    assert bits(model) == bits(same)
+    assert report.sparsity == 0.5
 
 
 def test_channels_are_pruned_by_osscar() -> None:
     config = {"pattern": "channels", "target_sparsity": 0.5}
     model, report = prune(config)
-    same, _ = prune(config, recipe=None, solver="osscar", refine=Distill(held_out=HELD_OUT))
+    same, _ = prune(config, recipe=None, solver="osscar", refine=[Block(), Distill(epochs=EPOCHS)])
     assert bits(model) == bits(same)
     assert report.phases[-1].name == "Distill"
 
@@ -82,9 +102,10 @@ class Clock:
         model = deep_mlp()
 
         def advance(*_: object) -> None:
-            self.now += seconds_per_batch
+            self.now += seconds_per_batch / len(model)
 
-        model.register_forward_hook(advance)
+        for layer in model:
+            layer.register_forward_hook(advance)
         return model, secateur.prune(model, "2:4", calibration=DATA, recipe="best", minutes=minutes)
 
 
@@ -103,19 +124,23 @@ def test_without_time_left_the_model_is_pruned_all_the_same(
         model, report = Clock(monkeypatch).prune(0.1, seconds_per_batch=6.0)
     assert report.phases[-1].remark.startswith("0 steps, until the time was over")
     assert report.sparsity == 0.5
-    assert bits(model) == bits(prune(recipe=None, solver="alps")[0])
+    assert bits(model) == bits(prune(recipe=None, solver="alps", refine=Block(steps=1, dense_share=0.0))[0])
     assert "minutes" in caplog.text
 
 
-def test_the_number_of_steps_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = []
+def test_blocks_get_equal_shares_of_half_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = []
 
-    def record(self: Distill, task: Any) -> str:
-        steps.append((self.steps, task.seconds))
-        return ""
+    def record(self: Block, task: Any) -> None:
+        seconds.append(60 * self.minutes * task.time_share)
 
-    monkeypatch.setattr(Distill, "refine", record)
+    monkeypatch.setattr(Block, "refine", record)
     prune(minutes=2)
-    assert steps[0][0] == MAX_STEPS
-    assert 0 < steps[0][1] < 120
+    prune({"pattern": "2:4", "excluded_op_names": ["0"]}, minutes=2)
+    assert seconds == pytest.approx(3 * [120 * BLOCK_SHARE / 3] + 2 * [120 * BLOCK_SHARE / 2])
     assert torch.is_grad_enabled()
+
+
+def test_distillation_ends_after_some_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, report = Clock(monkeypatch).prune(600, seconds_per_batch=0.001)
+    assert report.phases[-1].remark == f"{EPOCHS * len(DATA) // 2} steps"

@@ -171,9 +171,28 @@ def test_distill_stops_by_the_clock_of_the_run() -> None:
     assert refiner.refine(task) == "1 step, until the time was over"
 
 
-def test_distill_takes_its_default_number_of_steps_without_a_time_limit() -> None:
-    refiner = Distill()
-    assert refiner.refine(build_task(deep_mlp(), refiner)) == "64 steps"
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({}, 16),  # 8 sequences, 2 per step, 4 epochs
+        ({"batches_per_step": 3}, 8),  # what is left of an epoch is not used
+        ({"batches_per_step": 9}, 4),
+        ({"epochs": 2}, 8),
+        ({"epochs": 2, "held_out": 0.25}, 6),
+        ({"epochs": 2, "minutes": 1000}, 8),
+        ({"epochs": 2, "steps": 3}, 3),
+    ],
+)
+def test_the_number_of_steps_depends_on_the_sequences(settings: dict[str, Any], steps: int) -> None:
+    refiner = Distill(**settings)
+    remark = refiner.refine(build_task(deep_mlp(), refiner))
+    assert remark.split(",")[0] == f"{steps} steps"
+
+
+@pytest.mark.parametrize("name", ["steps", "epochs", "batches_per_step", "classes"])
+def test_counts_must_be_positive(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, found 0"):
+        Distill(**{name: 0})
 
 
 def test_distill_restores_the_best_values_if_steps_are_harmful() -> None:

@@ -186,11 +186,12 @@ def test_frozen_parameters_stay_frozen() -> None:
     assert not any(weight.requires_grad for weight in model.parameters())
 
 
-def test_the_loss_of_a_block_is_relative_to_what_it_adds() -> None:
+@pytest.mark.parametrize("dense_share", [0.0, 0.3, 0.5, 1.0])
+def test_the_loss_of_a_block_is_relative_to_what_it_adds(dense_share: float) -> None:
     generator = torch.Generator().manual_seed(0)
     read, dense, shifted, output = (torch.randn(2, 3, 4, generator=generator) for _ in range(4))
     keep = torch.tensor([[True, True, False], [True, False, True]])
-    target = (dense + shifted) / 2
+    target = dense_share * dense + (1 - dense_share) * shifted
     losses = [
         float((output[index] - target[index]).square().sum() / (dense[index] - read[index]).square().sum())
         for index in ((0, 0), (0, 1), (1, 0), (1, 2))
@@ -204,7 +205,7 @@ def test_the_loss_of_a_block_is_relative_to_what_it_adds() -> None:
         shifted_outputs={0: shifted},
         keeps={0: keep},
     )
-    assert float(_compute_loss(task, 0)) == pytest.approx(sum(losses) / 4, rel=1e-5)
+    assert float(_compute_loss(task, 0, dense_share)) == pytest.approx(sum(losses) / 4, rel=1e-5)
 
 
 def test_padding_does_not_count() -> None:

@@ -55,12 +55,13 @@ def prune(
             layer), or for channels and heads ``"ridge"`` and ``"bias"``; ``"block"`` (block by block), ``"distill"``
             (the whole model), refiner objects, or a list of them.
         recipe: ``"best"`` chooses the solver and the refiners: the most accurate solver of layers (``"alps"``) or of
-            channels and heads (``"osscar"``), and then distillation of the whole model, which keeps the best weights by
-            the loss on a sixteenth of the sequences.
-        minutes: Time limit of a recipe. Pruning itself is always completed; distillation then gets the rest of the
-            time. How many steps that allows depends on the machine and what else it does, so equal calls give
-            slightly different weights. ``None``: a fixed number of steps, with equal results. For other numbers, pass
-            the members: ``solver="alps", refine=Distill(steps=100, held_out=1 / 16)``.
+            channels and heads (``"osscar"``), then ``"block"``, where the model has a stack of blocks, and
+            ``"distill"``.
+        minutes: Time limit of a recipe. Pruning itself is always completed. Half of the time goes to ``"block"``, and
+            what is left at the end to ``"distill"``, for at most six passes over the data. How many steps that
+            allows depends on the machine and what else it does, so equal calls give slightly different weights.
+            ``None``: a fixed number of steps, with equal results. For other numbers, pass the members:
+            ``solver="alps", refine=[Block(steps=20), Distill(steps=100)]``.
         allocation: How to distribute the target over layers: ``"uniform"``, ``"global"``, ``"owl"``,
             ``"sensitivity"``, the result of `secateur.sensitivity` (also without calibration data, and for Keras
             models), a trial of `secateur.search` (also without calibration data) or an allocation object;

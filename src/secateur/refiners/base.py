@@ -64,6 +64,8 @@ class BlockTask:
         keeps: The tokens that count, by batch number, of shape (batch, tokens); ``None``: all of them.
         team: The processes that refine the block together; each has the batches that it owns, see `Team.owns`.
         total: Number of batches of all processes; ``None``: those of this one.
+        time_share: Share of this block in the time of all blocks, in (0, 1].
+        clock: Returns a time in seconds.
     """
 
     block: nn.Module
@@ -75,6 +77,8 @@ class BlockTask:
     keeps: Mapping[int, torch.Tensor | None]
     team: Team = field(default_factory=Team)
     total: int | None = None
+    time_share: float = 1.0
+    clock: Callable[[], float] = time.perf_counter
 
     def count_batches(self) -> int:
         """Return the number of batches of all processes."""

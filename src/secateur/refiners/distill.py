@@ -18,8 +18,8 @@ from secateur.refiners.tuning import MaskedAdam, shuffle_batches
 
 __all__ = ["Distill"]
 
-DEFAULT_STEPS = 64
-"""Number of steps if neither they nor time are limited."""
+DEFAULT_EPOCHS = 4
+"""Number of passes over the sequences if neither they, nor steps, nor time are limited."""
 
 MEASUREMENT_INTERVAL = 7
 """Sequences trained on between two measurements, for each held-out sequence, so that measuring takes little time."""
@@ -52,7 +52,9 @@ class Distill(ModelRefiner):
     is the squared distance from the dense state, divided by its squared norm.
 
     Attributes:
-        steps: Maximum number of steps, ≥ 1. ``None``: 64, or without maximum if time is limited.
+        steps: Maximum number of steps, ≥ 1. ``None``: as many as `epochs` take.
+        epochs: Maximum number of passes over the sequences, ≥ 1, unless `steps` is given. Many fit the model to the
+            calibration data only. ``None``: 4, or without maximum if time is limited.
         minutes: Time limit, > 0. The number of steps then depends on the machine, and so does the result. ``None``: no
             limit, except for that of the run.
         rate: Initial learning rate, > 0, relative to the root mean square of each parameter. It decays linearly to 0
@@ -85,6 +87,7 @@ class Distill(ModelRefiner):
     supports_ranks: ClassVar[bool] = True
 
     steps: int | None = None
+    epochs: int | None = None
     minutes: float | None = None
     rate: float = 0.001
     batches_per_step: int = 2
@@ -92,10 +95,8 @@ class Distill(ModelRefiner):
     held_out: float = 0.0
 
     def __post_init__(self) -> None:
-        steps = DEFAULT_STEPS if self.steps is None else self.steps
-        counts = {"steps": steps, "batches_per_step": self.batches_per_step, "classes": self.classes}
-        for name, value in counts.items():
-            if value < 1:
+        for name in ("steps", "epochs", "batches_per_step", "classes"):
+            if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, found {value}.")
         for name, number in {"rate": self.rate, "minutes": 1.0 if self.minutes is None else self.minutes}.items():
             if not number > 0:
@@ -123,7 +124,7 @@ class Distill(ModelRefiner):
         tuned, held_out = split_held_out(len(task.batches), self.held_out)
         interval = max(1, MEASUREMENT_INTERVAL * len(held_out) // self.batches_per_step)
         best = BestValues(optimizer, partial(_measure_loss, task, held_out) if held_out else None, interval)
-        pace = self._start_pace(task)
+        pace = self._start_pace(task, len(tuned))
         order = shuffle_batches(len(tuned), self.batches_per_step, seed=1)
         with optimizer.enable_gradients():
             while best.may_improve(pace.taken) and (share := pace.begin_step()) is not None:
@@ -134,10 +135,12 @@ class Distill(ModelRefiner):
                 task.report_step(pace.taken, pace.estimate_total(), pace.estimate_seconds_left())
         return ", ".join(filter(None, [pace.describe_end(), best.restore(pace.taken)]))
 
-    def _start_pace(self, task: ModelTask) -> Pace:
+    def _start_pace(self, task: ModelTask, sequences: int) -> Pace:
         limits = [None if self.minutes is None else 60 * self.minutes, task.seconds]
         seconds = min((limit for limit in limits if limit is not None), default=None)
-        steps = DEFAULT_STEPS if self.steps is None and seconds is None else self.steps
+        epochs = DEFAULT_EPOCHS if self.epochs is None and seconds is None else self.epochs
+        steps_per_epoch = max(1, sequences // self.batches_per_step)
+        steps = epochs * steps_per_epoch if self.steps is None and epochs is not None else self.steps
         return Pace(steps=steps, seconds=seconds, team=task.team, clock=task.clock)
 
 

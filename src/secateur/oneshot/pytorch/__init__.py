@@ -86,6 +86,7 @@ def prune(
             is_global = config.pruning_scope == "global" and calibration is not None
             allocation = "global" if is_global else "uniform"
         method = replace(Recipe.from_names(solver, refine, allocation), loss=loss, minutes=minutes, permute=permute)
+        method = replace(method, skips_blocks=recipe is not None)
         model_plan = make_plan(drop_schedule(config, default_scope=_choose_scope(method)))
         if calibration is None:
             method.refuse_without_data()

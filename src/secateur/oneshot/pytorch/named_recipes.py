@@ -8,19 +8,19 @@ from typing import Any, NamedTuple
 
 from secateur._wording import suggest_name
 from secateur.errors import ConfigError, UnknownNameError
-from secateur.refiners import Distill, Refiner
+from secateur.refiners import Block, Distill, Refiner
 from secateur.solvers import ALPS, OSSCAR, Solver, UnitSolver
 
 __all__ = ["RECIPES", "Members", "choose_members"]
 
-HELD_OUT = 1 / 16
-"""Share of the calibration sequences that are held out, so that training stops if it no longer helps."""
+BLOCK_SHARE = 0.5
+"""Share of the time limit for tuning single blocks; distillation gets the rest."""
+
+EPOCHS = 6
+"""Maximum number of passes over the calibration data, however much time there is; more hardly help or are harmful."""
 
 RATE = 0.002
 """Learning rate of distillation after single layers were pruned; for units in several, its default is better."""
-
-MAX_STEPS = 1_000
-"""Maximum number of steps, however much time there is: dozens of passes over the usual calibration data."""
 
 
 class Members(NamedTuple):
@@ -35,11 +35,12 @@ class Members(NamedTuple):
     refiners: tuple[Refiner, ...]
 
 
-def _build_best(*, has_units: bool, has_limit: bool) -> Members:
-    """Return the most accurate solver, and distillation, which gains most in the first minutes after it."""
-    rate = Distill.rate if has_units else RATE
-    distill = Distill(steps=MAX_STEPS if has_limit else None, rate=rate, held_out=HELD_OUT)
-    return Members(OSSCAR() if has_units else ALPS(), (distill,))
+def _build_best(*, has_units: bool, minutes: float | None) -> Members:
+    """Return the most accurate solver, and refiners of blocks and then of the whole model."""
+    share = Block.dense_share if has_units else 0.0
+    block = Block(minutes=None if minutes is None else BLOCK_SHARE * minutes, dense_share=share)
+    distill = Distill(epochs=EPOCHS, rate=Distill.rate if has_units else RATE)
+    return Members(OSSCAR() if has_units else ALPS(), (block, distill))
 
 
 RECIPES: Mapping[str, Callable[..., Members]] = {"best": _build_best}
@@ -71,4 +72,4 @@ def choose_members(
             raise ConfigError(f"recipe={recipe!r} chooses the solver and the refiners. Leave out {name} or recipe.")
     if minutes is not None and not 0 < minutes < math.inf:
         raise ConfigError(f"minutes must be a number above 0, found {minutes}.")
-    return RECIPES[recipe](has_units=has_units, has_limit=minutes is not None)
+    return RECIPES[recipe](has_units=has_units, minutes=minutes)

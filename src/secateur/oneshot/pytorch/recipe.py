@@ -32,6 +32,7 @@ class Recipe:
             `compute_loss`.
         minutes: Time limit of the run, which refiners of the whole model keep; ``None``: no limit.
         permute: Whether channels are reordered first, so that pruning removes less important weights.
+        skips_blocks: Whether refiners of blocks are left out, instead of an error, if the model has no stack of blocks.
     """
 
     solver: Solver | UnitSolver
@@ -40,6 +41,7 @@ class Recipe:
     loss: Loss | None = None
     minutes: float | None = None
     permute: bool = False
+    skips_blocks: bool = False
 
     @classmethod
     def from_names(

@@ -135,7 +135,7 @@ class RecordedRun(ABC):
             stages: Number of stages before the repair.
             has_blocks: Whether the model runs block by block, as refiners of blocks need.
         """
-        if self.recipe.block_refiners and not has_blocks:
+        if self.recipe.block_refiners and not has_blocks and not self.recipe.skips_blocks:
             raise ConfigError(
                 f"refine='block' needs a model with a stack of blocks that run one after another, and "
                 f"{type(self.model).__name__} has none. Leave it out."

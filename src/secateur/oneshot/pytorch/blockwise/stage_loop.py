@@ -102,11 +102,13 @@ class StageLoop(ABC, Generic[AnyStage]):
         self.team = team or Team()
         self.outcome = Outcome()
         self.dense = DenseStream(execution.offload)
+        self._block_share = 1.0
 
     def run(self, stages: Sequence[AnyStage]) -> Outcome:
         """Prune all stages, or resume after the finished ones."""
         start, pruned_here = time.perf_counter(), 0
         total = len(stages) + bool(self.recipe.model_refiners)
+        self._block_share = 1 / max(1, sum(stage.has_work and stage.block is not None for stage in stages))
         with self.dense:
             if self.runs_dense and (block := next(filter(None, (stage.block for stage in stages)), None)):
                 self.dense.start(block)
@@ -166,6 +168,8 @@ class StageLoop(ABC, Generic[AnyStage]):
             keeps={batch.number: batch.keep for batch in block.batches},
             team=self.team,
             total=sum(self.team.gather(len(block.batches))),
+            time_share=self._block_share,
+            clock=time.perf_counter,
         )
         for refiner in self.recipe.block_refiners:
             refiner.refine(task)
