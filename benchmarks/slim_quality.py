@@ -55,12 +55,15 @@ HAS_TORCH_PRUNING = importlib.util.find_spec("torch_pruning") is not None
 SENTENCE_END = re.compile(r"(?<=[.!?]) +(?=[A-Z])")
 HALF = {"pattern": "channels", "target_sparsity": 0.5, "pruning_scope": "local"}
 HALF_OF_AN_ENCODER = HALF | {"layers": {r".*\.attention\.(self\..*|output\.dense)": {"pattern": "heads"}}}
-LANGUAGE_REFINERS = {"ours": (), "ours + block + distill": (Block(steps=24), Distill(steps=64))}
+LANGUAGE_REFINERS = {"ours": (), "ours + distill": (Distill(),)}
 ENCODER_ARGUMENTS: dict[str, dict[str, Any]] = {
     "ours, half of each layer": {"allocation": "uniform"},
     "ours": {"allocation": "global"},
-    "ours + block": {"allocation": "global", "refine": [Block(steps=150)]},
-    "ours + block + distill": {"allocation": "global", "refine": [Block(), Distill(steps=96, rate=0.005)]},
+    "ours + block": {"allocation": "global", "refine": [Block(steps=150, dense_share=0.5)]},
+    "ours + block + distill": {
+        "allocation": "global",
+        "refine": [Block(dense_share=0.5), Distill(steps=96, rate=0.005)],
+    },
 }
 FINE_TUNING_EPOCHS, FINE_TUNING_RATE = 3, 0.05
 

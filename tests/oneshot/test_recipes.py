@@ -13,7 +13,7 @@ from torch import nn
 import secateur
 from oneshot.problems import batches
 from secateur.errors import CalibrationError, ConfigError, UnknownNameError, UnsupportedModelError
-from secateur.oneshot.pytorch.named_recipes import BLOCK_SHARE, EPOCHS, RATE
+from secateur.oneshot.pytorch.named_recipes import BLOCK_SHARE, EPOCHS, RATE, UNITS_DENSE_SHARE
 from secateur.refiners import Block, Distill
 from secateur.solvers import ALPS
 from tiny_models import bits, deep_mlp
@@ -28,7 +28,7 @@ def prune(config: Any = "2:4", **options: Any) -> tuple[nn.Module, Any]:
 
 def test_the_recipe_is_alps_then_blocks_then_distillation() -> None:
     model, report = prune()
-    same, _ = prune(recipe=None, solver=ALPS(), refine=[Block(dense_share=0.0), Distill(rate=RATE, epochs=EPOCHS)])
+    same, _ = prune(recipe=None, solver=ALPS(), refine=[Block(), Distill(rate=RATE, epochs=EPOCHS)])
     plain, _ = prune(recipe=None, solver="alps")
     assert bits(model) == bits(same) != bits(plain)
     assert report.solver.startswith("ALPS(")
@@ -58,7 +58,9 @@ def test_without_a_stack_of_blocks_the_whole_model_is_tuned_only() -> None:
 def test_channels_are_pruned_by_osscar() -> None:
     config = {"pattern": "channels", "target_sparsity": 0.5}
     model, report = prune(config)
-    same, _ = prune(config, recipe=None, solver="osscar", refine=[Block(), Distill(epochs=EPOCHS)])
+    same, _ = prune(
+        config, recipe=None, solver="osscar", refine=[Block(dense_share=UNITS_DENSE_SHARE), Distill(epochs=EPOCHS)]
+    )
     assert bits(model) == bits(same)
     assert report.phases[-1].name == "Distill"
 
@@ -124,7 +126,7 @@ def test_without_time_left_the_model_is_pruned_all_the_same(
         model, report = Clock(monkeypatch).prune(0.1, seconds_per_batch=6.0)
     assert report.phases[-1].remark.startswith("0 steps, until the time was over")
     assert report.sparsity == 0.5
-    assert bits(model) == bits(prune(recipe=None, solver="alps", refine=Block(steps=1, dense_share=0.0))[0])
+    assert bits(model) == bits(prune(recipe=None, solver="alps", refine=Block(steps=1))[0])
     assert "minutes" in caplog.text
 
 

@@ -20,21 +20,21 @@ __all__ = ["Block"]
 class Block(BlockRefiner):
     """Take a few Adam steps on the kept weights, norms and biases of one block.
 
-    The target of a token is the mean of two outputs of the dense block: for the inputs in the dense model, so that the
-    block makes up for errors before it, and for those in the pruned model, so that it is not asked for too much.
-    `dense_share` weights the two. The loss is the squared distance from the target, divided by the squared norm of what
-    the dense block adds to the token, because otherwise a few tokens with huge activations would dominate.
+    The target of a token is what the dense block returns for the inputs in the pruned model, and with `dense_share`
+    also what it returns for those in the dense model, so that the block makes up for errors before it. The loss is the
+    squared distance from the target, divided by the squared norm of what the dense block adds to the token, because
+    otherwise a few tokens with huge activations would dominate.
 
     Attributes:
         steps: Maximum number of steps per block, ≥ 1.
-        minutes: Time limit of all blocks together, > 0, which each get the same share of. The number of steps then
+        minutes: Time limit of all blocks together, > 0; each gets the same share. The number of steps then
             depends on the machine, and so does the result. ``None``: no limit.
         rate: Initial learning rate, > 0, relative to the root mean square of each parameter; it decays linearly to 0
             over the steps or the time, whichever ends first.
         batches_per_step: Sequences per step, ≥ 1, regardless of how they are cut into batches. Short sequences,
             images and vectors count in groups of 512 positions.
-        dense_share: Weight of the outputs for the inputs in the dense model in the target, in [0, 1]. After an accurate
-            solver such as `ALPS`, 0 is better.
+        dense_share: Weight of the outputs for the inputs in the dense model in the target, in [0, 1]. After a solver
+            that loses much, such as `Wanda`, or for channels and heads, 0.5 is better; after `ALPS`, it is worse.
 
     Raises:
         ConfigError: A value is out of range.
@@ -58,7 +58,7 @@ class Block(BlockRefiner):
     minutes: float | None = None
     rate: float = 0.01
     batches_per_step: int = 4
-    dense_share: float = 0.5
+    dense_share: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batches_per_step < 1 or not self.rate > 0:

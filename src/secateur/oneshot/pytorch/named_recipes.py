@@ -19,6 +19,9 @@ BLOCK_SHARE = 0.5
 EPOCHS = 6
 """Maximum number of passes over the calibration data, however much time there is; more hardly help or are harmful."""
 
+UNITS_DENSE_SHARE = 0.5
+"""Weight of the dense model's inputs in the targets of blocks from which units in several layers were removed."""
+
 RATE = 0.002
 """Learning rate of distillation after single layers were pruned; for units in several, its default is better."""
 
@@ -37,7 +40,7 @@ class Members(NamedTuple):
 
 def _build_best(*, has_units: bool, minutes: float | None) -> Members:
     """Return the most accurate solver, and refiners of blocks and then of the whole model."""
-    share = Block.dense_share if has_units else 0.0
+    share = UNITS_DENSE_SHARE if has_units else Block.dense_share
     block = Block(minutes=None if minutes is None else BLOCK_SHARE * minutes, dense_share=share)
     distill = Distill(epochs=EPOCHS, rate=Distill.rate if has_units else RATE)
     return Members(OSSCAR() if has_units else ALPS(), (block, distill))
