@@ -10,6 +10,7 @@ import secateur
 from backends.kit import CONFIG, Watch, compiled, fit, host, pruning
 from backends.two_frameworks import SHAPES, make_values, train_keras, train_torch
 from secateur.keras import PruningOptimizer
+from tiny_keras_models import net
 
 SR_STE: dict[str, Any] = {
     **CONFIG,
@@ -58,6 +59,21 @@ def test_the_inner_optimizer_sees_pruned_weights_until_the_last_update() -> None
         optimizer.update_masks()
     assert max(recorder.zeros[:9]) < 10
     assert recorder.zeros[9:] == [192, 192]
+
+
+def test_a_step_of_other_kernels_leaves_the_latent_values() -> None:
+    model = net()
+    optimizer = PruningOptimizer(model, SR_STE, keras.optimizers.SGD(0.125))
+    optimizer.build(model.trainable_variables)
+    kernels = optimizer._require_built().kernels
+    before = {name: host(kernel.latent) for name, kernel in kernels.items()}
+    conv = model.get_layer("conv").kernel
+    optimizer.apply([keras.ops.ones(conv.shape)], [conv])
+    other = model.trainable_variables[-1]
+    optimizer.apply([keras.ops.ones(other.shape)], [other])
+    assert before["fc"][~optimizer.masks["fc"]].all()
+    assert np.array_equal(host(kernels["fc"].latent), before["fc"])
+    assert not np.array_equal(host(kernels["conv"].latent), before["conv"])
 
 
 @pytest.mark.parametrize("accumulated", [None, 2])

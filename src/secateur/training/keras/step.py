@@ -125,6 +125,8 @@ class PruningStep:
         }
         if not latent:
             return gradients
+        for kernel in self.kernels.values():
+            kernel.is_revealed = False  # a step whose tracing failed may have left it set
         pairs = zip(variables, gradients, strict=True)
         return [
             gradient

@@ -29,6 +29,7 @@ class TrainedKernel(KernelWeight):
         mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: the mask is only on the host.
         latent: In a run of ``"sr_ste"``, the values of all weights after the last step, of which those of pruned
             weights count; see `secateur.training.pytorch.latent_weight`.
+        is_revealed: Whether the step that is being traced has written the latent values to the kernel.
         slot: The optimizer that trains the kernel; ``None``: there is none.
     """
 
@@ -36,6 +37,7 @@ class TrainedKernel(KernelWeight):
         super().__init__(name, pattern)
         self.mask_variable: keras.Variable | None = None
         self.latent: keras.Variable | None = None
+        self.is_revealed = False
         self.slot: KernelSlot | None = None
 
     @property
@@ -81,6 +83,7 @@ class TrainedKernel(KernelWeight):
             decay: The decay.
         """
         assert self.latent is not None
+        self.is_revealed = True
         keep = ops.logical_or(get_tensor(self.mask_variable), ops.logical_not(is_active))
         latent = ops.where(keep, ops.zeros((), dtype=self.latent.dtype), get_tensor(self.latent))
         self.variable.assign(ops.where(keep, get_tensor(self.variable), latent))
@@ -89,9 +92,13 @@ class TrainedKernel(KernelWeight):
         return gradient + ops.cast(strength * latent, gradient.dtype)
 
     def hide(self) -> None:
-        """After a step, keep all values as the latent ones; `apply_mask` then sets pruned weights to zero."""
-        if self.latent is not None:
+        """After a step that revealed the latent values, keep all values as the latent ones.
+
+        `apply_mask` then sets pruned weights to zero.
+        """
+        if self.latent is not None and self.is_revealed:
             self.latent.assign(get_tensor(self.variable))
+        self.is_revealed = False
 
     def trace_canonical(self, tensor: Any = None) -> Any:
         """Return the kernel, or a tensor of its shape, as an (O, K, I) array for a compiled step."""
