@@ -60,29 +60,93 @@ def test_the_number_of_kept_units_never_changes(kind: str, config: dict[str, Any
     assert sum(layer.pruned_units for layer in report.layers) == round((0.5 if config == GROUPS else 0.75) * total)
 
 
-def test_an_update_reads_the_weights_after_the_step_and_the_gradients_before() -> None:
+@pytest.mark.parametrize(
+    ("start", "sums"),
+    [(2, {2: (1, 2), 5: (3, 4, 5), 8: (6, 7, 8)}), (6, {6: (4, 5, 6), 9: (7, 8, 9)})],
+)
+def test_an_update_reads_the_weights_after_the_step_and_the_sums_of_the_gradients_before(
+    start: int, sums: dict[int, tuple[int, ...]]
+) -> None:
+    """The gradients of all steps since the last update count, and of `pruning_frequency` steps before the first."""
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    pruner = secateur.prepare(model, RIGL, optimizer)
-    for step in (1, 2):
+    pruner = secateur.prepare(model, {**RIGL, "start_step": start}, optimizer)
+    gradients: dict[int, dict[str, Any]] = {}
+    for step in range(1, 10):
         before = pruner.masks
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)
         backward(model, step)
-        gradients = {name: model.get_submodule(name).weight.grad.clone() for name in before}
+        gradients[step] = {name: model.get_submodule(name).weight.grad.clone() for name in before}
         weights = {
-            name: (model.get_submodule(name).weight.detach() - 0.1 * gradients[name]) * mask
+            name: torch.add(model.get_submodule(name).weight.detach(), gradients[step][name], alpha=-0.1) * mask
             for name, mask in before.items()
         }
         optimizer.step()
-    share = 0.3 / 2 * (1 + np.cos(np.pi * 2 / 10))
-    for name, mask in before.items():
-        flags, scores = mask.flatten().tolist(), weights[name].abs().flatten().tolist()
-        growth, count = gradients[name].abs().flatten().tolist(), round(share * int(mask.sum()))
-        expected = torch.tensor(exchange_units(flags, scores, growth, count)).view_as(mask)
-        assert torch.equal(pruner.masks[name], expected)
-        assert not torch.equal(mask, expected)
-        # What just came back is zero, what stays has its value.
-        assert torch.equal(model.get_submodule(name).weight, weights[name] * expected)
+        for name, mask in before.items():
+            expected = mask
+            if step in sums:
+                count = round(0.3 / 2 * (1 + np.cos(np.pi * step / 10)) * int(mask.sum()))
+                growth = sum(gradients[one][name] for one in sums[step]).abs()
+                scores = weights[name].abs()
+                flags = exchange_units(*(array.flatten().tolist() for array in (mask, scores, growth)), count)
+                expected = torch.tensor(flags).view_as(mask)
+                assert not torch.equal(mask, expected)
+            assert torch.equal(pruner.masks[name], expected), step
+            # What just came back is zero, what stays has its value.
+            assert torch.equal(model.get_submodule(name).weight, weights[name] * expected)
+
+
+def test_a_step_that_fails_does_not_add_its_gradients() -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    expected, trial = begin(RIGL).train(range(4)), begin(RIGL).train(range(3))
+    hook = trial.optimizer.register_step_pre_hook(fail)
+    with pytest.raises(RuntimeError):
+        trial.train(range(9, 10))
+    hook.remove()
+    trial.train(range(3, 4))
+    sums = [run["gradients"] for run in trial.pruner.state_dict()["runs"]]
+    assert equal_states(sums, [run["gradients"] for run in expected.pruner.state_dict()["runs"]])
+    assert sums[0].keys() == {"0", "2"}
+    assert all(total.any() for total in sums[0].values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_are_float32_and_do_not_share_the_memory_of_gradients(dtype: torch.dtype) -> None:
+    trial = begin({**RIGL, "start_step": 3}, model=mlp(dtype=dtype), optimizer="sgd")
+    backward(trial.model, 0)
+    weight = trial.model[0].weight
+    first, second = weight.grad.clone().float(), weight.grad.clone().mul_(1.1).float()
+    trial.optimizer.step()
+    weight.grad.mul_(1.1)
+    trial.optimizer.step()
+    total = trial.pruner.state_dict()["runs"][0]["gradients"]["0"]
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, first + second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("total", "problem"),
+    [
+        (torch.zeros(2, 2), r"gradients of '0' must be float32 of shape \(32, 16\), found float32 of shape \(2, 2\)"),
+        (torch.full((32, 16), torch.nan), "scores of '0' must be numbers, found nan"),
+    ],
+)
+def test_damaged_sums_are_refused(total: torch.Tensor, problem: str) -> None:
+    state = begin(RIGL).train(range(3)).pruner.state_dict()
+    state["runs"][0]["gradients"]["0"] = total
+    with pytest.raises(secateur.SecateurError, match=problem):
+        begin(RIGL).pruner.load_state_dict(state)
+
+
+def test_a_state_without_sums_resumes_with_the_gradients_after_it() -> None:
+    trial = begin(RIGL).train(range(3))
+    state = trial.pruner.state_dict()
+    del state["runs"][0]["gradients"]  # as in a state of an earlier version
+    trial.pruner.load_state_dict(state)
+    assert trial.pruner.state_dict()["runs"][0]["gradients"] == {}
+    assert trial.train(range(3, 10)).pruner.finalize().is_complete
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -195,16 +259,26 @@ def test_an_error_at_an_update_changes_no_mask_and_the_update_follows_later() ->
     assert revived(trial.pruner) == []
 
 
-def test_gradients_of_an_earlier_step_are_not_used() -> None:
+def test_gradients_before_the_last_update_are_not_used() -> None:
+    """A layer that takes no part in some steps, such as an expert, regrows by the gradients of the others."""
     trial = begin(RIGL).train(range(2))
     masks = trial.pruner.masks
-    trial.train(range(2, 4))
-    trial.model.zero_grad()
-    backward(trial.model, 4)
-    trial.model[2].weight.grad = None
-    with pytest.raises(ScoreError, match=r"layer '2': kind='rigl' regrows by gradients, but none reached .* step 5"):
+
+    def train_without(step: int) -> None:
+        trial.model.zero_grad()
+        backward(trial.model, step)
+        trial.model[2].weight.grad = None
         trial.optimizer.step()
+
+    train_without(2)
+    train_without(3)
+    with pytest.raises(ScoreError, match=r"layer '2': kind='rigl' regrows by gradients, but none reached .* step 5"):
+        train_without(4)
     assert all(torch.equal(mask, masks[name]) for name, mask in trial.pruner.masks.items())
+    trial.train(range(4, 7))
+    train_without(7)
+    assert trial.pruner.step == 8
+    assert not torch.equal(trial.pruner.masks["2"], masks["2"])
 
 
 def test_an_interrupted_update_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ class GrowthScores:
         weight: Returns the current weight of a layer as an (O, K, I) array.
 
     Attributes:
-        gradients: The magnitudes of the gradients of the last update's step; ``None``: units regrow at random.
+        gradients: The magnitudes of the sums of the gradients since the last update; ``None``: units regrow at random.
         first_outputs: Layer → its first output channel in this process, if it has a part of the weight.
     """
 
@@ -54,8 +54,8 @@ class GrowthScores:
         keys = [name] if self.gradients.is_per_unit else self._pattern.units[name].parts
         if any(key not in self.gradients.totals for key in keys):
             raise ScoreError(
-                f"layer {name!r}: kind='rigl' regrows by gradients, but none reached this layer in step {step}. "
-                f"Exclude it, or use kind='set'."
+                f"layer {name!r}: kind='rigl' regrows by gradients, but none reached this layer since the last update, "
+                f"up to step {step}. Exclude it, or use kind='set'."
             )
         return self.gradients.stream(name, None)
 
@@ -71,6 +71,11 @@ class RegrowthUpdater(MaskUpdater):
     At an update, a share of the kept units of each layer, those with the lowest scores of the criterion, is pruned.
     Then the same number of pruned units, including these, regrows: those with the highest growth scores. So the number
     of kept units of each layer never changes.
+
+    RigL regrows by the sum of the gradients since the last update, or of ``pruning_frequency`` steps before the first
+    one. The paper reads the gradient of one batch at the update, which is noisy: in a prototype with LeNet-300-100 on
+    Fashion-MNIST (batch 128, updates every 100 steps, two seeds) that reached 88.32 % at sparsity 0.9 and 87.93 % at
+    0.95, and the sum 88.76 and 88.17 %. It costs one more array of the size of the weight, and one addition per step.
 
     Args:
         pattern: See `MaskUpdater`.

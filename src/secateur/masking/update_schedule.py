@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from secateur.config import PruningConfig
 from secateur.errors import ConfigError
@@ -127,6 +128,14 @@ class UpdateSchedule:
         latest = max(last, step - (step - self.config.start_step) % interval)
         part = (latest - last) // interval + 1
         return part if part < min(frequency, parts) else parts
+
+    def sums_gradients(self, step: Any) -> Any:
+        """Whether regrowth reads the gradients of step number `step`, from 1: those of the steps between two updates.
+
+        Args:
+            step: An integer, or a tensor of a compiled step.
+        """
+        return (step > self.config.start_step - self.config.pruning_frequency) & (step <= self.end)
 
     def sparsity(self, step: int) -> float:
         """Return the requested sparsity after `step` steps, which is at most the target.

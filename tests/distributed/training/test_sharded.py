@@ -9,7 +9,13 @@ import pytest
 from distributed.models import begin, check_equal, describe, train
 from distributed.processes import run_ranks
 
-RIGL: dict[str, Any] = {"kind": "rigl", "criterion": "magnitude", "end_step": 4, "regrow_fraction": 0.5}
+RIGL: dict[str, Any] = {
+    "kind": "rigl",
+    "criterion": "magnitude",
+    "end_step": 4,
+    "pruning_frequency": 2,
+    "regrow_fraction": 0.5,
+}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "4x1": ({"pattern": "4x1"}, {}),

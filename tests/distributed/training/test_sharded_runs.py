@@ -21,7 +21,14 @@ RESUMED = {
     "4x1": {"pattern": "4x1"},
     "2:4": {"pattern": "2:4", "criterion_reduce_type": "max"},
     "3x1": {"pattern": "3x1"},
-    "rigl": {"pattern": "3x1", "kind": "rigl", "criterion": "magnitude", "end_step": 4, "regrow_fraction": 0.5},
+    "rigl": {  # with gradients of a step between two updates
+        "pattern": "3x1",
+        "kind": "rigl",
+        "criterion": "magnitude",
+        "end_step": 4,
+        "pruning_frequency": 2,
+        "regrow_fraction": 0.5,
+    },
     "sr_ste": {"pattern": "2:4", "kind": "sr_ste", "criterion": "magnitude", "end_step": 4},
 }
 BREAK = 2

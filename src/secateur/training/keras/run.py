@@ -10,11 +10,10 @@ import numpy as np
 from keras import ops
 
 from secateur._array import Array
-from secateur.errors import ScoreError
+from secateur.errors import LayerError, ScoreError
 from secateur.frameworks.keras import get_tensor, wrap_for_assign
 from secateur.masking.regrowth import make_updater
 from secateur.masking.run import Run
-from secateur.masking.scores import AccumulatedScores
 from secateur.masking.updater import REACHED
 from secateur.patterns import BasePattern
 from secateur.training.group_lasso import compute_shrinkage
@@ -67,7 +66,6 @@ class KerasRun(Run[TrainedKernel]):
         self._keep: dict[str, keras.Variable] = {}
         self._scheduled: dict[str, keras.Variable] = {}
         self._totals: dict[str, keras.Variable] = {}
-        self._growth: dict[str, keras.Variable] = {}
 
     def add_variables(self, add: AddVariable) -> None:
         """Create the variables."""
@@ -77,6 +75,8 @@ class KerasRun(Run[TrainedKernel]):
             kernel.mask_variable = add(shape, "ones", dtype="bool", layout=layout, name=f"{name}_mask")
             if self.config.kind == "sr_ste":
                 kernel.latent = add(shape, dtype=kernel.variable.dtype, layout=layout, name=f"{name}_latent")
+            if self._grows_by_gradient:
+                kernel.gradient_sum = add(shape, dtype=self.config.score_dtype, layout=layout, name=f"{name}_growth")
         first = next(iter(self.weights))  # no two runs share a layer, so the names of their variables differ
         self._initial = add((8,), dtype="uint8", name=f"{first}_initial_sparsity")
         self._frozen = add((len(self.pattern.units),), dtype="bool", name=f"{first}_frozen")
@@ -97,11 +97,6 @@ class KerasRun(Run[TrainedKernel]):
                 key: add(shape, dtype=self.config.score_dtype, name=f"{key}_scores")
                 for key, shape in self.scores.shapes.items()
             }
-        if self.growth is not None and self.growth.gradients is not None:
-            self._growth = {
-                key: add(shape, dtype=self.config.score_dtype, name=f"{key}_growth")
-                for key, shape in self.growth.gradients.shapes.items()
-            }
 
     def restart(self) -> None:
         """Start from the current kernels.
@@ -114,9 +109,10 @@ class KerasRun(Run[TrainedKernel]):
         self.scores.totals = {}
         for kernel in self.weights.values():
             kernel.mask = np.ones(tuple(kernel.variable.shape), dtype=bool)
+            kernel.clear_gradient_sum()
         for variable in (*self._keep.values(), *self._scheduled.values()):
             variable.assign(np.ones(tuple(variable.shape), dtype=bool))
-        for total in (*self._totals.values(), *self._growth.values()):
+        for total in self._totals.values():
             total.assign(np.zeros(tuple(total.shape)))
         self.start()
         self.write()
@@ -140,25 +136,30 @@ class KerasRun(Run[TrainedKernel]):
                 f"layer {missing!r}: {self.config.criterion!r} ranks by gradients, and none reaches this layer. "
                 f"Exclude it, or rank by 'magnitude'."
             )
-        if self._growth and missing is not None:
-            raise ScoreError(
-                f"layer {missing!r}: kind='rigl' regrows by gradients, but none reaches this layer. Exclude it, or use "
-                f"kind='set'."
-            )
-        self._accumulate(self.scores, self._totals, gradients, ops.logical_and(self._should_accumulate(step), made))
-        if self.growth is not None and self.growth.gradients is not None:
-            due = ops.logical_and(self._is_due(step), made)
-            self._accumulate(self.growth.gradients, self._growth, gradients, due)
+        if self._totals:
+            self._add_scores(gradients, ops.logical_and(self._should_accumulate(step), made))
+        if self._grows_by_gradient:
+            self._sum_gradients(gradients, ops.logical_and(self.updater.schedule.sums_gradients(step), made))
 
-    def _accumulate(
-        self, scores: AccumulatedScores, totals: Mapping[str, keras.Variable], gradients: Mapping[str, Any], due: Any
-    ) -> None:
-        variables = list(totals.values())
-        if not variables:
-            return
+    def _sum_gradients(self, gradients: Mapping[str, Any], counts: Any) -> None:
+        for name, kernel in self.weights.items():
+            if gradients.get(name) is not None:
+                kernel.add_gradient(gradients[name], counts)
+            elif kernel.variable.trainable and name not in self.pattern.keep_mask_layers:
+                raise ScoreError(
+                    f"layer {name!r}: kind='rigl' regrows by gradients, but none reaches this layer. Exclude it, or "
+                    f"use kind='set'."
+                )
+
+    @property
+    def _grows_by_gradient(self) -> bool:
+        return self.growth is not None and self.growth.gradients is not None
+
+    def _add_scores(self, gradients: Mapping[str, Any], counts: Any) -> None:
+        variables = list(self._totals.values())
         fresh = cond(
-            due,
-            lambda: self._compute_totals(scores, totals, gradients),
+            counts,
+            lambda: self._compute_totals(gradients),
             lambda: [get_tensor(total) for total in variables],
         )
         for variable, value in zip(variables, fresh, strict=True):
@@ -185,10 +186,8 @@ class KerasRun(Run[TrainedKernel]):
         is_active = step <= self.last_step
         return is_active, ops.where(is_active, self.config.sr_ste_decay, 0.0)
 
-    def _compute_totals(
-        self, scores: AccumulatedScores, totals: Mapping[str, keras.Variable], gradients: Mapping[str, Any]
-    ) -> list[Any]:
-        found: dict[str, Any] = {}
+    def _compute_totals(self, gradients: Mapping[str, Any]) -> list[Any]:
+        found, totals, scores = dict[str, Any](), self._totals, self.scores
         for name, units in self.pattern.units.items():
             by_weight = {
                 layer: self.weights[layer].trace_scores(scores.criteria[layer], gradients.get(layer))
@@ -237,8 +236,6 @@ class KerasRun(Run[TrainedKernel]):
         if last is not None:
             self.updater.requested = self.updater.schedule.sparsity(last)
         self.scores.totals = self._arrays(self._totals)
-        if self.growth is not None and self.growth.gradients is not None:
-            self.growth.gradients.totals = self._arrays(self._growth)
 
     def find_problem(self, values: Values, updated: int) -> str | None:
         """Find a contradiction in a saved state, or return ``None`` if there is none.
@@ -250,7 +247,8 @@ class KerasRun(Run[TrainedKernel]):
         initial = float(np.ascontiguousarray(values[id(self._initial)]).view(np.float64)[0])
         if not 0 <= initial <= 1:
             return f"the initial sparsity must lie in [0, 1], found {initial}"
-        for name, total in (*self._totals.items(), *self._growth.items()):
+        sums = {name: kernel.gradient_sum for name, kernel in self.weights.items() if kernel.gradient_sum is not None}
+        for name, total in (*self._totals.items(), *sums.items()):
             if np.isnan(values[id(total)].astype(np.float32)).any():
                 return f"scores of {name!r} must be numbers, found nan"
         flags = zip(self.pattern.units, values[id(self._frozen)], strict=True)
@@ -279,9 +277,38 @@ class KerasRun(Run[TrainedKernel]):
         return bool(self._scheduled) and is_between
 
     def masks_after(self, step: int) -> dict[str, Array]:
-        """See `Run.masks_after`; scores are computed once, though they are read several times."""
+        """See `Run.masks_after`; scores are computed once, though they are read several times.
+
+        Raises:
+            LayerError: Weights of a layer would regrow, and do not train.
+        """
+        if self.growth is not None and step > 0 and self.updater.changes_masks(step):
+            self._refuse_frozen()
+            self._score_sums()
         with self.scores.cache():
             return super().masks_after(step)
+
+    def _refuse_frozen(self) -> None:
+        for name, kernel in self.weights.items():
+            if not kernel.variable.trainable and name not in self.pattern.keep_mask_layers:
+                raise LayerError(
+                    f"layer {name!r}: its kernel must train with kind={self.config.kind!r}, because regrown weights "
+                    f"start at zero, and it is frozen (trainable=False). Unfreeze it until step {self.last_step}, or "
+                    f"exclude the layer."
+                )
+
+    def _score_sums(self) -> None:
+        """Score the sums of the gradients since the last update."""
+        if self.growth is None or self.growth.gradients is None:
+            return
+        for name, units in self.pattern.units.items():
+            sums = {layer: self.weights[layer].read_gradient_sum() for layer in units.parts}
+            self.growth.gradients.add(name, sums)
+
+    def clear_gradient_sums(self) -> None:
+        """Start the sums of the gradients again."""
+        for kernel in self.weights.values():
+            kernel.clear_gradient_sum()
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
         """See `Run.set_masks`. Weights that are pruned, or regrow, lose their state in the optimizer."""

@@ -229,20 +229,23 @@ class PruningStep:
             # All or none: an error in one run must not change the masks of the others.
             changes = [run.masks_after(due) for run in self.runs]
             try:
-                self._commit(changes, due)
+                self._commit(changes, due, step)
             except BaseException:  # Ctrl-C: start over, so that the update is complete
-                self._commit(changes, due)
+                self._commit(changes, due, step)
                 raise
             changed = True
         return changed
 
-    def _commit(self, changes: Sequence[Mapping[str, Array]], step: int) -> None:
-        """Set the masks of each run after `step` steps."""
+    def _commit(self, changes: Sequence[Mapping[str, Array]], due: int, step: int) -> None:
+        """Set the masks of each run for the update that was due after `due` steps, when `step` steps are made."""
         for run, masks in zip(self.runs, changes, strict=True):
             run.set_masks(masks)
             run.write()
-        self._updated.assign(step)
+        self._updated.assign(due)
         self.apply_masks()
+        if (following := self.next_update) is None or following > step:  # otherwise it reads the same gradients
+            for run in self.runs:
+                run.clear_gradient_sums()
 
     def masks(self) -> dict[str, Array]:
         """Return copies of the masks: layer → booleans in the shape of the kernel, ``True`` = kept."""

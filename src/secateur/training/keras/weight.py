@@ -29,6 +29,7 @@ class TrainedKernel(KernelWeight):
         mask_variable: Booleans in the kernel's shape, ``True`` = kept; ``None``: the mask is only on the host.
         latent: In a run of ``"sr_ste"``, the values of all weights after the last step, of which those of pruned
             weights count; see `secateur.training.pytorch.latent_weight`.
+        gradient_sum: In a run of ``"rigl"``, the sum of the gradients since the last update, in the kernel's shape.
         is_revealed: Whether the step that is being traced has written the latent values to the kernel.
         slot: The optimizer that trains the kernel; ``None``: there is none.
     """
@@ -37,6 +38,7 @@ class TrainedKernel(KernelWeight):
         super().__init__(name, pattern)
         self.mask_variable: keras.Variable | None = None
         self.latent: keras.Variable | None = None
+        self.gradient_sum: keras.Variable | None = None
         self.is_revealed = False
         self.slot: KernelSlot | None = None
 
@@ -99,6 +101,28 @@ class TrainedKernel(KernelWeight):
         if self.latent is not None and self.is_revealed:
             self.latent.assign(get_tensor(self.variable))
         self.is_revealed = False
+
+    def add_gradient(self, gradient: Any, counts: Any) -> None:
+        """Add the gradient of a step to `gradient_sum` in a compiled step.
+
+        Args:
+            gradient: The gradient.
+            counts: Whether it counts.
+        """
+        assert self.gradient_sum is not None
+        total, added = get_tensor(self.gradient_sum), as_tensor(self.trace_stored(gradient))
+        added = ops.cast(ops.cast(total, added.dtype) + added, total.dtype)
+        self.gradient_sum.assign(ops.where(counts, added, total))
+
+    def read_gradient_sum(self) -> Array:
+        """Return `gradient_sum` as an (O, K, I) NumPy array of at least float32."""
+        wide = self._view.to_canonical(read_array(self.gradient_sum))
+        return wide.astype(np.float32) if wide.dtype == np.float16 else wide
+
+    def clear_gradient_sum(self) -> None:
+        """Set `gradient_sum` to zero."""
+        if self.gradient_sum is not None:
+            self.gradient_sum.assign(np.zeros(tuple(self.gradient_sum.shape)))
 
     def trace_canonical(self, tensor: Any = None) -> Any:
         """Return the kernel, or a tensor of its shape, as an (O, K, I) array for a compiled step."""

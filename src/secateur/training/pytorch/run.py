@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import array_api_compat
 import numpy as np
+import torch
 
 from secateur._array import Array, namespace, to_numpy
 from secateur._wording import format_list, format_value
@@ -27,11 +28,12 @@ __all__ = ["PytorchRun", "Snapshot"]
 
 
 class Snapshot(NamedTuple):
-    """The state of a run at one point in time: progress, accumulated scores, and frozen layers."""
+    """The state of a run at one point in time: progress, accumulated scores, frozen layers, and sums of gradients."""
 
     progress: dict[str, Any]
     totals: dict[str, Array]
     keep_mask_layers: dict[str, str]
+    gradient_sums: dict[str, torch.Tensor | None]
 
 
 class PytorchRun(Run[TrainedParameter]):
@@ -61,12 +63,22 @@ class PytorchRun(Run[TrainedParameter]):
             if step > self.last_step:
                 weight.latent = None
             weight.reveal(self.config.sr_ste_decay)
-        if self.growth is not None and self.growth.gradients is not None and self.updater.reads_scores(step):
-            self._add_scores(self.growth.gradients, optimizer)
+        if self._grows_by_gradient and self.updater.schedule.sums_gradients(step):
+            self._sum_gradients(step, optimizer)
         every_step = (self.scores.decay > 0 or self.scores.sees_every_step) and step <= self.last_step
         if not every_step and not (self.scores.needs_gradient and self.updater.reads_scores(step)):
             return
-        self._add_scores(self.scores, optimizer)
+        self._add_scores(self.scores, optimizer, TrainedParameter.read_gradient)
+
+    def _sum_gradients(self, step: int, optimizer: Any) -> None:
+        """Add the gradients of step number `step`, and before an update score the sums since the last one."""
+        assert self.growth is not None
+        assert self.growth.gradients is not None
+        for weight in self.weights.values():
+            if weight.slot.optimizer is optimizer:
+                weight.add_gradient(getattr(torch, self.config.score_dtype))
+        if self.updater.reads_scores(step):
+            self._add_scores(self.growth.gradients, optimizer, TrainedParameter.read_gradient_sum)
 
     def masks_after(self, step: int) -> dict[str, Array]:
         """See `Run.masks_after`.
@@ -88,23 +100,30 @@ class PytorchRun(Run[TrainedParameter]):
                 )
 
     def set_masks(self, masks: Mapping[str, Array]) -> None:
-        """See `Run.set_masks`. Weights that are pruned, or regrow, lose their state in the optimizers."""
+        """See `Run.set_masks`. Weights that are pruned, or regrow, lose their state in the optimizers.
+
+        The sums of the gradients that they regrew by start again.
+        """
         if self.growth is not None:
             # Before the masks are set, so that an interrupted call can be repeated.
             for layer, mask in masks.items():
                 weight = self.weights[layer]
                 weight.clear_optimizer_state(self.pattern.framework.from_array(mask, weight.stored))
+                weight.gradient_sum = None
         super().set_masks(masks)
 
     @property
     def needs_gradient(self) -> bool:
         """Whether gradients are read before a step."""
-        grows_by_gradient = self.growth is not None and self.growth.gradients is not None
         return (
-            grows_by_gradient
+            self._grows_by_gradient
             or self.config.kind == "sr_ste"
             or (self.scores.needs_gradient and not self.updater.is_locked)
         )
+
+    @property
+    def _grows_by_gradient(self) -> bool:
+        return self.growth is not None and self.growth.gradients is not None
 
     def check_rates(self, step: int, optimizer: Any) -> None:
         """Raise `ConfigError` if step number `step` of `optimizer` must shrink units but has no learning rate."""
@@ -126,7 +145,8 @@ class PytorchRun(Run[TrainedParameter]):
 
     def snapshot(self) -> Snapshot:
         """Return the values that `accumulate_scores` and `masks_after` replace; they do not change them in place."""
-        return Snapshot(self.updater.progress(), dict(self.scores.totals), dict(self.pattern.keep_mask_layers))
+        sums = {name: weight.gradient_sum for name, weight in self.weights.items()}
+        return Snapshot(self.updater.progress(), dict(self.scores.totals), dict(self.pattern.keep_mask_layers), sums)
 
     def roll_back(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot."""
@@ -134,13 +154,17 @@ class PytorchRun(Run[TrainedParameter]):
         self.scores.totals = snapshot.totals
         self.pattern.keep_mask_layers.clear()
         self.pattern.keep_mask_layers.update(snapshot.keep_mask_layers)
+        for name, total in snapshot.gradient_sums.items():
+            self.weights[name].gradient_sum = total
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values for `load_state_dict`."""
         latent = {name: weight.latent for name, weight in self.weights.items() if isinstance(weight, LatentParameter)}
+        sums = {name: weight.gradient_sum for name, weight in self.weights.items() if weight.gradient_sum is not None}
         return {
             **self.describe(),
             **({"latent": {name: values for name, values in latent.items() if values is not None}} if latent else {}),
+            **({"gradients": sums} if self._grows_by_gradient else {}),
             "masks": {name: weight.mask for name, weight in self.weights.items() if weight.mask is not None},
             "progress": {key: self._to_tensors(value) for key, value in self.updater.progress().items()},
             "scores": dict(self.scores.totals),
@@ -183,6 +207,7 @@ class PytorchRun(Run[TrainedParameter]):
             weight.load_mask(mask)
             if isinstance(weight, LatentParameter):
                 weight.load_latent(state["latent"].get(name))
+            weight.load_gradient_sum(state.get("gradients", {}).get(name))
         self.updater.restore({key: self._to_arrays(value) for key, value in state["progress"].items()})
         self.scores.totals = {key: self._to_total(key, total) for key, total in state["scores"].items()}
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
@@ -216,12 +241,17 @@ class PytorchRun(Run[TrainedParameter]):
         latent = [weight for weight in self.weights.values() if isinstance(weight, LatentParameter)]
         return [weight for weight in latent if weight.slot.optimizer is optimizer]
 
-    def _add_scores(self, scores: AccumulatedScores, optimizer: Any) -> None:
+    def _add_scores(
+        self,
+        scores: AccumulatedScores,
+        optimizer: Any,
+        read_gradient: Callable[[TrainedParameter], torch.Tensor | None],
+    ) -> None:
         """Add the scores of the layers that `optimizer` trains and that have the gradients they need."""
         for name, units in self.pattern.units.items():
             parts = [(layer, self.weights[layer]) for layer in units.parts]
             if parts[0][1].slot.optimizer is optimizer:
-                gradients = {layer: weight.read_gradient() for layer, weight in parts}
+                gradients = {layer: read_gradient(weight) for layer, weight in parts}
                 if not scores.needs_gradient or all(gradient is not None for gradient in gradients.values()):
                     scores.add(name, gradients)
 
@@ -242,7 +272,9 @@ class PytorchRun(Run[TrainedParameter]):
         # Each optimizer adds the scores of its layers, so those of other layers may still be missing.
         shapes = self.scores.shapes if self.scores.is_accumulated and not self.updater.is_locked else {}
         check_arrays("scores", state["scores"], shapes, self.config.score_dtype, all_or_none=False)
-        for name, total in state["scores"].items():
+        shapes = stored if self._grows_by_gradient else {}
+        check_arrays("gradients", state.get("gradients", {}), shapes, self.config.score_dtype, all_or_none=False)
+        for name, total in (*state["scores"].items(), *state.get("gradients", {}).items()):
             if np.isnan(to_host(f"scores of {name!r}", total)).any():
                 raise make_damage_error(f"scores of {name!r} must be numbers, found nan")
 

@@ -82,9 +82,12 @@ class ShardedRun(PytorchRun):
         latent = {name: weight for name, weight in self.weights.items() if isinstance(weight, ShardedLatentParameter)}
         if latent:
             plain["has_latent"] = [name for name, weight in latent.items() if weight.latent is not None]
+        if self._grows_by_gradient:
+            plain["has_gradients"] = [name for name, weight in self.weights.items() if weight.gradient_sum is not None]
         return {
             "plain": json.dumps(plain),
             **({"latent": {name: weight.show_latent() for name, weight in latent.items()}} if latent else {}),
+            **({"gradients": self._show_gradient_sums()} if self._grows_by_gradient else {}),
             "masks": {name: weight.show_mask() for name, weight in self.weights.items()},
             "scores": {name: self._save(name, self._get_total(name), self._get_step(name)) for name in self._totals},
             **{key: self._save_units(progress[key]) for key in UNIT_MASKS[: 1 + (self.config.kind == "progressive")]},
@@ -104,12 +107,17 @@ class ShardedRun(PytorchRun):
             weight.load_mask(state["masks"].get(name))
             if isinstance(weight, ShardedLatentParameter):
                 weight.load_latent(state["latent"].get(name))
+            weight.load_gradient_sum(state.get("gradients", {}).get(name))
         self.updater.restore({key: self._load_units(value) for key, value in state["progress"].items()})
         self.scores.totals = {
             key: self._load(key, total, self._get_step(key)).reshape(self.scores.shapes[key]).clone()
             for key, total in state["scores"].items()
         }
         self.pattern.keep_mask_layers = dict(state["keep_mask_layers"])
+
+    def _show_gradient_sums(self) -> dict[str, torch.Tensor]:
+        dtype = getattr(torch, self.config.score_dtype)
+        return {name: weight.show_gradient_sum(dtype) for name, weight in self.weights.items()}
 
     @property
     def _totals(self) -> dict[str, tuple[int, ...]]:
@@ -201,7 +209,11 @@ def _unpack_run(run: Any) -> Any:
     return {
         "config": plain["config"],
         "shapes": plain["shapes"],
-        **({"latent": {name: run["latent"][name] for name in plain["has_latent"]}} if "has_latent" in plain else {}),
+        **{
+            key: {name: run[key][name] for name in plain[f"has_{key}"]}
+            for key in ("latent", "gradients")
+            if f"has_{key}" in plain
+        },
         "masks": {name: run["masks"][name] for name in plain["has_masks"]},
         "progress": {**units, **plain["progress"]},
         "scores": {name: _restore_shape(run["scores"][name], shapes.get(name)) for name in plain["has_scores"]},

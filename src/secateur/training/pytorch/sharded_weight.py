@@ -144,6 +144,17 @@ class ShardedParameter(TrainedParameter):
             mask = self.mask if is_sharded(copied) else self.layout.gather(self.mask)
             apply_mask(get_local(copied), mask)
 
+    def show_gradient_sum(self, dtype: torch.dtype) -> torch.Tensor:
+        """See `TrainedParameter.show_gradient_sum`; returns a DTensor."""
+        shown: torch.Tensor = self.layout.wrap(super().show_gradient_sum(dtype))
+        return shown
+
+    def load_gradient_sum(self, total: torch.Tensor | None) -> None:
+        """See `TrainedParameter.load_gradient_sum`; a plain tensor is the sum for the whole weight."""
+        if total is not None:
+            total = get_local(total) if is_sharded(total) else self.layout.take(total)
+        super().load_gradient_sum(total)
+
     def count_kept(self) -> int:
         """See `PrunedWeight.count_kept`. This is collective."""
         return self.layout.add(0 if self.mask is None else count_true(self.mask))

@@ -39,6 +39,7 @@ class _RunState(_Part):
     scores: dict[str, Any]
     keep_mask_layers: dict[str, str]
     latent: dict[str, Any] = {}
+    gradients: dict[str, Any] = {}
 
 
 class _PrunerState(_Part):

@@ -97,6 +97,7 @@ class TrainedParameter(ParameterWeight):
     Attributes:
         slot: Its optimizers.
         siblings: The weights of other pruners for the same parameter, whose zeros this one keeps as well.
+        gradient_sum: Sum of the gradients that `add_gradient` has added, in the shape of `stored`; ``None``: none.
     """
 
     def __init__(self, name: str, pattern: BasePattern, slot: ParameterSlot) -> None:
@@ -104,14 +105,45 @@ class TrainedParameter(ParameterWeight):
         self.slot = slot
         # Weak references, because a pruner that is no longer reachable has ended.
         self.siblings: WeakSet[TrainedParameter] = WeakSet()
+        self.gradient_sum: torch.Tensor | None = None
         self._path = name  # name of the layer in the model, which may change
 
     def read_gradient(self) -> torch.Tensor | None:
         """Return the gradient as an (O, K, I) array without a loss scale; ``None`` if there is none."""
+        gradient = self._read_stored_gradient()
+        return None if gradient is None else self.read_tensor(gradient)
+
+    def add_gradient(self, dtype: torch.dtype) -> None:
+        """Add the gradient of a step, if there is one, to `gradient_sum`, in new memory.
+
+        Args:
+            dtype: Data type of the sum.
+        """
+        gradient = self._read_stored_gradient()
+        if gradient is not None:
+            total = gradient if self.gradient_sum is None else self.gradient_sum.to(gradient) + gradient
+            self.gradient_sum = total.to(dtype, copy=self.gradient_sum is None)
+
+    def read_gradient_sum(self) -> torch.Tensor | None:
+        """Return `gradient_sum` as an (O, K, I) tensor of at least float32."""
+        return None if self.gradient_sum is None else self.read_tensor(self.gradient_sum)
+
+    def show_gradient_sum(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return a copy of `gradient_sum`, of type `dtype`; zeros if there is none."""
+        return torch.zeros_like(self.stored, dtype=dtype) if self.gradient_sum is None else self.gradient_sum.clone()
+
+    def load_gradient_sum(self, total: torch.Tensor | None) -> None:
+        """Set `gradient_sum` to a copy."""
+        self.gradient_sum = None if total is None else total.detach().clone().to(self.stored.device)
+
+    def _read_stored_gradient(self) -> torch.Tensor | None:
+        """Return the gradient of at least float32, in the shape of `stored`, without a loss scale."""
         if self.parameter.grad is None:
             return None
-        gradient = self.parameter.grad.detach()
-        gradient = self.read_tensor(gradient if gradient.layout == torch.strided else gradient.to_dense())
+        gradient = get_local(self.parameter.grad)
+        gradient = gradient if gradient.layout == torch.strided else gradient.to_dense()
+        if gradient.dtype in (torch.float16, torch.bfloat16):
+            gradient = gradient.float()
         # Fused optimizers unscale gradients themselves, after this.
         scale = getattr(self.slot.optimizer, "grad_scale", None)
         return gradient if scale is None else gradient / scale
