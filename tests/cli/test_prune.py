@@ -132,8 +132,11 @@ def test_low_memory_results_are_bit_identical(method: str) -> None:
     low_bits, whole_bits = read_pruned_bits("low"), read_pruned_bits("whole")
     assert {name: low_bits[name] for name in low_bits} == {name: whole_bits[name] for name in low_bits}
     assert bits(secateur.load("low")) == bits(secateur.load("whole"))
-    assert any(read_claims("low").values())
-    assert read_claims("low") == read_claims("whole")
+    claims = read_claims("low")
+    assert any(claims.values())
+    if method == "magnitude":  # without data, errors are not measured
+        claims = {name: claim and claim.model_copy(update={"error": None}) for name, claim in claims.items()}
+    assert claims == read_claims("whole")
     assert (Path("low") / "tokenizer.json").is_file()
     assert not Path("low.part").exists()
 
