@@ -62,6 +62,16 @@ def test_at_its_own_total_layers_lose_what_they_lost_in_the_trial(
     assert report.configs[0].target_sparsity == get_target(trial)
 
 
+def test_groups_of_an_nm_pattern_are_counted_like_their_pruned_weights() -> None:
+    config = {"pattern": "2:4", "target_sparsity": 0.3, "pruning_scope": "global"}
+    before = secateur.prune(build_net(), config)
+    assert len({layer.sparsity for layer in before.layers}) > 1
+    shares = LayerShares(origin="a run", layers=tuple(layer.record() for layer in before.layers))
+    pattern = secateur.plan(build_net(), config).patterns[0]
+    counts = count_by_shares(shares, pattern, UnitBounds.read(pattern))
+    assert {name: 2 * count for name, count in counts.items()} == count_units(before)
+
+
 @pytest.mark.parametrize("target", [0.2, 0.5, 0.85])
 def test_other_targets_are_met_in_the_same_proportions(target: float, finished_search: SearchReport) -> None:
     trial = choose_trial(finished_search)
